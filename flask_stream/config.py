@@ -1,0 +1,135 @@
+"""The settings: one table, from which the checks and the README's list are made.
+
+Each is `STREAM_<NAME>` in Flask's config, hence `FLASK_STREAM_<NAME>` in the environment when
+the app calls `app.config.from_prefixed_env()`, as `create_app` does. What is given to
+`FlaskStream(app, name=value)` goes before both. A value that cannot work is a `ConfigError` at
+start, which names the setting.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args, get_type_hints
+
+from .errors import ConfigError
+
+PREFIX = "STREAM_"
+
+
+def _setting(default: Any, help: str, *, least: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "least": least})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one service, checked. Times are in seconds."""
+
+    store: str = _setting(
+        "memory://", "Where logs are kept: `memory://` (this process, gone when it ends)."
+    )
+    model: str | None = _setting(
+        None,
+        "Which model the built-in chains use, as `provider:name`: `openai:gpt-4o-mini`, "
+        "`local:smollm2`, `local:/path/to/any.gguf`. Not set: `openai:gpt-4o-mini` when there is "
+        "an `OPENAI_API_KEY` or `OPENAI_BASE_URL`, else the embedded `local:smollm2`.",
+    )
+    system_prompt: str = _setting(
+        "You are a helpful assistant.", "What the built-in `chat` tells its model first."
+    )
+    temperature: float | None = _setting(None, "The model's temperature.", least=0)
+    max_tokens: int | None = _setting(1024, "Tokens that the model may answer with.", least=1)
+    history_tokens: int = _setting(
+        1024, "Tokens of earlier turns, about, that `chat` brings along.", least=0
+    )
+    model_retries: int = _setting(
+        2, "Times that a call of the model is tried again before its first token.", least=0
+    )
+    max_question: int = _setting(8000, "Characters that a question may have.", least=1)
+    max_body: int = _setting(1_048_576, "Bytes that a request's body may have.", least=1)
+    origins: str = _setting(
+        "",
+        "Origins of other sites whose pages may start and read runs, separated by spaces, "
+        "such as `https://example.org`. Empty: only this site's own pages.",
+    )
+    heartbeat: float = _setting(10, "Between comments to a silent stream.", least=0.1)
+    reconnect: float = _setting(1, "After which a browser reconnects a lost stream.", least=0)
+    write_timeout: float = _setting(
+        30, "That a client may take to accept what is written to it.", least=0.1
+    )
+    first_token_timeout: float = _setting(120, "To a run's first event.", least=0.1)
+    silence_timeout: float = _setting(120, "Between two events of a run.", least=0.1)
+    run_timeout: float = _setting(1800, "For a whole run.", least=0.1)
+    lease: float = _setting(15, "Within which a dead worker's runs end as `worker_lost`.", least=1)
+    keep: float = _setting(604_800, "After which a run that is over is removed: a week.", least=1)
+    cache: str | None = _setting(
+        None, "Folder for the embedded model. Not set: `flask_stream` in the user's cache folder."
+    )
+    local_url: str | None = _setting(
+        None, "URL of the embedded model's server; set by the gunicorn master that started it."
+    )
+    local_key: str | None = _setting(None, "Its key; set likewise.")
+    page: bool = _setting(False, "Whether to serve the chat page at `/`; `create_app` does.")
+    title: str = _setting("flask_stream", "The page's title.")
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+        """Read the settings from Flask's config and from what the constructor was given.
+
+        Raises ConfigError for a name that is no setting, and for a value that cannot be one.
+        """
+        values: dict[str, Any] = {}
+        known = {setting.name for setting in fields(cls)}
+        for key, value in config.items():
+            if key.startswith(PREFIX):
+                values[key.removeprefix(PREFIX).lower()] = value
+        values |= {name.lower(): value for name, value in given.items()}
+        for name in values.keys() - known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean {PREFIX}{near[0].upper()}?" if near else ""
+            raise ConfigError(PREFIX + name.upper(), f"is not a setting{hint}")
+        hints = get_type_hints(cls)
+        return cls(
+            **{
+                setting.name: _checked(
+                    setting.name, values[setting.name], hints[setting.name], setting.metadata
+                )
+                for setting in fields(cls)
+                if setting.name in values
+            }
+        )
+
+
+def _checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
+    setting = PREFIX + name.upper()
+    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None or value == "":
+        if types.NoneType in kinds:
+            return None
+        if str in kinds and value == "":
+            return value
+        raise ConfigError(setting, "has no value")
+    kind = next(kind for kind in kinds if kind is not types.NoneType)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(setting, f"is {value!r}, and should be {_WORDS[kind]}")
+    least = metadata["least"]
+    if least is not None and not value >= least:
+        raise ConfigError(setting, f"is {value!r}, and should be at least {least:g}")
+    return value
+
+
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def table() -> str:
+    """The settings as a Markdown table, as the README shows it."""
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for setting in fields(Settings):
+        default = "" if setting.default in (None, "") else f"`{setting.default}`"
+        name, help = PREFIX + setting.name.upper(), setting.metadata["help"]
+        rows.append(f"| `{name}` | {default} | {help} |")
+    return "\n".join(rows)

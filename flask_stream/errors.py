@@ -1,0 +1,157 @@
+"""What can go wrong, as a small tree and a closed list.
+
+    StreamError
+    ├── ConfigError            a setting is wrong: raised at start, names the setting
+    ├── StoreError             the store cannot be reached or did not do what was asked
+    ├── RequestError           the client asked for something it cannot have: a 4xx or 503
+    │   ├── BadRequest         400, names the field
+    │   ├── Forbidden          403
+    │   ├── NotFound           404
+    │   ├── Conflict           409
+    │   ├── Gone               410
+    │   ├── TooLarge           413
+    │   ├── UnsupportedType    415
+    │   └── Unavailable        503, with Retry-After
+    ├── ModelUnavailable       the embedded model cannot be had (in `chains.local`)
+    └── Fault                  a run ended badly: one of the codes below
+
+A `RequestError` is shown to the client as it is, so its text must be fit to be seen. A `Fault`
+shows only its code and that code's own sentence: what really happened goes to the log.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class StreamError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(StreamError):
+    """A setting has a value that cannot work. `setting` is its name in Flask's config."""
+
+    def __init__(self, setting: str, problem: str) -> None:
+        super().__init__(f"{setting} {problem}")
+        self.setting = setting
+
+
+class StoreError(StreamError):
+    """The store cannot be reached, or refused. The text is for the log, never for a client."""
+
+
+class RequestError(StreamError):
+    """The client asked for something it cannot have.
+
+    `status` is the HTTP status, `title` its short name, `field` the part of the request that
+    is at fault (None when no single field is), `retry_after` a wait in seconds.
+    """
+
+    status = 400
+    title = "Bad request"
+
+    def __init__(
+        self, detail: str, *, field: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+        self.retry_after = retry_after
+
+
+class BadRequest(RequestError):
+    """A field is missing, or has a value that cannot be used."""
+
+
+class Forbidden(RequestError):
+    """The request comes from where no run may be started."""
+
+    status = 403
+    title = "Forbidden"
+
+
+class NotFound(RequestError):
+    """There is no such chain, run or page, or it is somebody else's."""
+
+    status = 404
+    title = "Not found"
+
+
+class Conflict(RequestError):
+    """The request contradicts what is already there."""
+
+    status = 409
+    title = "Conflict"
+
+
+class Gone(RequestError):
+    """The run was here, and its log is no longer kept."""
+
+    status = 410
+    title = "Gone"
+
+
+class TooLarge(RequestError):
+    """The request's body is longer than it may be."""
+
+    status = 413
+    title = "Content too large"
+
+
+class UnsupportedType(RequestError):
+    """The request's body is not JSON."""
+
+    status = 415
+    title = "Unsupported media type"
+
+
+class Unavailable(RequestError):
+    """Not now: the client may come back after `retry_after` seconds."""
+
+    status = 503
+    title = "Service unavailable"
+
+
+class Code(StrEnum):
+    """Why a run failed. The list is closed: clients may switch over it."""
+
+    MODEL_ERROR = "model_error"
+    MODEL_AUTH = "model_auth"
+    MODEL_RATE_LIMITED = "model_rate_limited"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    INPUT_TOO_LONG = "input_too_long"
+    CHAIN_ERROR = "chain_error"
+    TIMEOUT = "timeout"
+    WORKER_LOST = "worker_lost"
+    STORE_ERROR = "store_error"
+
+    @property
+    def sentence(self) -> str:
+        """What a person is told. It never holds an exception's own text."""
+        return _TOLD[self][0]
+
+    @property
+    def retryable(self) -> bool:
+        """Whether asking the same again later may well succeed."""
+        return _TOLD[self][1]
+
+
+_TOLD = {
+    Code.MODEL_ERROR: ("The model failed to answer.", True),
+    Code.MODEL_AUTH: ("The model's provider refused this service's credentials.", False),
+    Code.MODEL_RATE_LIMITED: ("The model is busy. Please try again in a moment.", True),
+    Code.MODEL_UNAVAILABLE: ("The model cannot be reached.", True),
+    Code.INPUT_TOO_LONG: ("The conversation is too long for this model.", False),
+    Code.CHAIN_ERROR: ("Something went wrong while answering.", True),
+    Code.TIMEOUT: ("The model took too long to answer.", True),
+    Code.WORKER_LOST: ("The answer was cut off by a restart.", True),
+    Code.STORE_ERROR: ("The answer could not be stored.", True),
+}
+
+
+class Fault(StreamError):
+    """A run ended badly. `code` is all that a client learns of it."""
+
+    def __init__(self, code: Code) -> None:
+        super().__init__(code.sentence)
+        self.code = code

@@ -1,0 +1,138 @@
+"""`FlaskStream`: wires the house together. Alone names implementations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask
+from flask_cors import CORS
+
+from .access import listed
+from .blueprint import make_blueprint
+from .config import Settings
+from .dialects.base import Dialect
+from .dialects.native import Native
+from .dialects.text import Text
+from .errors import ConfigError
+from .runner import Limits
+from .runs import Chain, Runs, Times
+from .sources.base import Input, Source
+from .sources.function import FunctionSource
+from .sources.langchain import LangChainSource
+from .stores.base import Store
+from .stores.memory import MemoryStore
+from .transports.sse import SSE, Pace
+
+#: What a chain may be called: it becomes part of a URL.
+_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What one app has: kept in `app.extensions["flask_stream"]`."""
+
+    settings: Settings
+    runs: Runs
+    sse: SSE
+    dialects: dict[str, Dialect]
+    origins: list[str]
+
+    def drain(self, grace: float) -> None:
+        """The worker goes: no new runs, readers sent to others, live runs get `grace` seconds."""
+        self.runs.drain(grace)
+
+    def close(self) -> None:
+        """End every run, thread and connection."""
+        self.runs.close()
+        self.sse.close()
+
+
+class FlaskStream:
+    """Puts chains on the wire.
+
+        app = Flask(__name__)
+        stream = FlaskStream(app)
+        stream.add("chat", prompt | model | StrOutputParser())
+
+    `settings` are those of `flask_stream.config`, without the prefix: `heartbeat=5`. They go
+    before Flask's config. Raises ConfigError for one that cannot work.
+    """
+
+    def __init__(self, app: Flask | None = None, **settings: Any) -> None:
+        self._chains: dict[str, Chain] = {}
+        self._given = settings
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Give an app the streaming endpoints. Chains may be added before or after."""
+        settings = Settings.load(app.config, self._given)
+        limits = Limits(
+            settings.first_token_timeout, settings.silence_timeout, settings.run_timeout
+        )
+        runs = Runs(
+            open_store(settings.store), self._chains, Times(limits, settings.lease, settings.keep)
+        )
+        pace = Pace(settings.heartbeat, settings.reconnect, settings.write_timeout)
+        dialects: list[Dialect] = [Native(), Text()]
+        app.extensions["flask_stream"] = Service(
+            settings=settings,
+            runs=runs,
+            sse=SSE(pace, draining=lambda: runs.draining),
+            dialects={dialect.name: dialect for dialect in dialects},
+            origins=listed(settings.origins),
+        )
+        blueprint = make_blueprint(page=settings.page)
+        if settings.origins:
+            CORS(
+                blueprint,
+                origins=listed(settings.origins),
+                allow_headers=["Content-Type", "Last-Event-ID"],
+                expose_headers=["Location", "Retry-After"],
+            )
+        app.register_blueprint(blueprint)
+
+    def add(self, name: str, chain: Any, *, input: Callable[[Input], Any] | None = None) -> None:
+        """Let `chain` be asked as `name`: at `/stream_<name>`, and by `POST /runs`.
+
+        A chain is anything with LangChain's `stream`, or a function of one question that yields
+        text. `input` turns a question into the chain's own input where that is not plain from
+        its input schema. Raises ConfigError for a chain that cannot be asked.
+        """
+        if re.fullmatch(_NAME, name) is None:
+            raise ConfigError(f"chain {name!r}", "is no name: use a-z, 0-9, '-' and '_'")
+        if name in self._chains:
+            raise ConfigError(f"chain {name!r}", "is there already")
+        self._chains[name] = Chain(name, _source(name, chain, input))
+
+    def chain(
+        self, name: str
+    ) -> Callable[[Callable[[str], Iterable[str]]], Callable[[str], Iterable[str]]]:
+        """Add the decorated generator function under that name."""
+
+        def decorate(function: Callable[[str], Iterable[str]]) -> Callable[[str], Iterable[str]]:
+            self.add(name, function)
+            return function
+
+        return decorate
+
+
+def open_store(url: str) -> Store:
+    """The store that a URL names. Raises ConfigError."""
+    if url == "memory://":
+        return MemoryStore()
+    raise ConfigError("STREAM_STORE", f"is {url!r}, and should be memory://")
+
+
+def _source(name: str, chain: Any, prepare: Callable[[Input], Any] | None) -> Source:
+    if hasattr(chain, "stream"):
+        try:
+            return LangChainSource(chain, prepare)
+        except ValueError as error:
+            raise ConfigError(f"chain {name!r}", f"cannot be asked: {error}") from error
+    if callable(chain):
+        return FunctionSource(chain)
+    raise ConfigError(f"chain {name!r}", f"is {chain!r}, which has no stream and is no function")

@@ -1,0 +1,189 @@
+"""The runner: one run, from its first event to its last, in a task of its own.
+
+It pumps what the source says into the run's log. It ends because the chain has ended or
+failed, or because somebody stops it: a person, a time limit, the store, the end of the worker.
+However it ends, the log gets one `end`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from enum import Enum
+
+from . import tasks
+from .errors import Code
+from .events import encode
+from .faults import code_of
+from .journal import Log, Trouble
+from .sources.base import Input, Source
+
+logger = logging.getLogger(__name__)
+
+#: A chain that never blocks would never let another run: it gives way after so many seconds.
+SLICE = 0.005
+#: How long a chain that cannot be interrupted (on a plain thread) may take to notice a Stop.
+NOTICE = 1.0
+
+
+class Stop(Enum):
+    """Why a run is stopped: the status and code of its `end`."""
+
+    CANCELLED = "cancelled", None
+    TIMEOUT = "failed", Code.TIMEOUT
+    STORE = "failed", Code.STORE_ERROR
+    LOST = "failed", Code.WORKER_LOST  # this worker goes, or another has taken the run over
+
+    def __init__(self, status: str, code: Code | None) -> None:
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds that a run may take: to its first event, between two events, in all."""
+
+    first: float
+    silence: float
+    total: float
+
+
+class Runner:
+    """Pumps one run. `done` is called when the run has ended, in the run's own task."""
+
+    def __init__(
+        self,
+        log: Log,
+        source: Source,
+        input: Input,
+        limits: Limits,
+        done: Callable[[Runner], None],
+    ) -> None:
+        self.log = log
+        self._source = source
+        self._input = input
+        self._limits = limits
+        self._done = done
+        self._began = time.monotonic()
+        self._heard: float | None = None
+        self._stop: Stop | None = None
+        self._pumping = True
+        self._lock = threading.Lock()
+        self._task: tasks.Task | None = None
+
+    def start(self) -> None:
+        """Ask the chain."""
+        self._task = tasks.start(self._main, name=f"run {self.log.run}")
+
+    # The run's own task
+
+    def _main(self) -> None:
+        try:
+            status, code = self._ask()
+        except tasks.Interrupted:
+            status, code = self._stopped()
+        while True:
+            try:
+                self._finish(status, code)
+                return
+            except tasks.Interrupted:
+                # Sent while the chain was pumped, delivered only now: it has ended already.
+                continue
+
+    def _ask(self) -> tuple[str, Code | None]:
+        try:
+            if self._stop is None:
+                self._pump()
+        except Exception as error:
+            if self._stop is not None:
+                return self._stopped()
+            code = code_of(error)
+            logger.exception("run %s: failed: %s", self.log.run, code)
+            return "failed", code
+        finally:
+            self._pumping = False
+        return self._stopped() if self._stop is not None else ("done", None)
+
+    def _pump(self) -> None:
+        append, log, clock = self.log.append, self.log, time.monotonic
+        give_way = clock() + SLICE
+        with closing(self._source.stream(self._input)) as said:
+            for type, data in said:
+                append(type, data)
+                self._heard = now = clock()
+                if self._stop is not None:
+                    return
+                if now > give_way:
+                    time.sleep(0)
+                    while log.full and self._stop is None:
+                        time.sleep(SLICE)
+                    give_way = clock() + SLICE
+
+    def _stopped(self) -> tuple[str, Code | None]:
+        self._pumping = False
+        why = self._stop or Stop.LOST
+        return why.status, why.code
+
+    def _finish(self, status: str, code: Code | None) -> None:
+        if self.log.close(status, ending(status, code)):
+            took = time.monotonic() - self._began
+            logger.info("run %s: %s%s after %.1f s", self.log.run, status, _because(code), took)
+        self._done(self)
+
+    # From outside
+
+    def stop(self, why: Stop) -> None:
+        """End the run, wherever its chain is. A run that has ended, or is ending, ends as it was.
+
+        Returns at once; `wait` tells when the run has ended.
+        """
+        with self._lock:
+            if self._stop is not None or not self._pumping:
+                return
+            self._stop = why
+        if self._task is not None and not self._task.interrupt():
+            threading.Thread(target=self._abandon, name="abandon", daemon=True).start()
+
+    def _abandon(self) -> None:
+        """End the run without its chain, which is blocked and cannot be interrupted.
+
+        On a plain thread (`flask run`) the chain is left to itself: it finds out at its next
+        word, and what it says then is not written.
+        """
+        assert self._task is not None
+        if not self._task.join(NOTICE):
+            status, code = self._stopped()
+            self._finish(status, code)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until the run's `end` is stored; whether it is."""
+        return self.log.settled.wait(timeout)
+
+    def overdue(self, now: float) -> bool:
+        """Whether the run has used up one of its limits, on the monotonic clock."""
+        limits = self._limits
+        if self._heard is None:
+            late = now - self._began > limits.first
+        else:
+            late = now - self._heard > limits.silence
+        return self._pumping and (late or now - self._began > limits.total)
+
+    def trouble(self, what: Trouble) -> None:
+        """The log cannot be written."""
+        self.stop(Stop.STORE if what is Trouble.UNREACHABLE else Stop.LOST)
+
+
+def ending(status: str, code: Code | None) -> str:
+    """The data of an `end` event."""
+    error = None
+    if code is not None:
+        error = {"code": code, "message": code.sentence, "retryable": code.retryable}
+    return encode({"status": status, "error": error})
+
+
+def _because(code: Code | None) -> str:
+    return f" ({code})" if code else ""

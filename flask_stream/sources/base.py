@@ -1,0 +1,50 @@
+"""What a source is: it turns what a chain streams into events.
+
+A source is made once per chain and asked once per run. It says only what the chain said: the
+first event of a log (`start`) and the last (`end`) belong to the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+
+class Turn(NamedTuple):
+    """An earlier question of the conversation, and what was answered."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What a run was started with: the client's own words, and what was said before them.
+
+    `value` is the decoded `input` of the run, at least `{"question": "…"}`.
+    """
+
+    value: dict[str, Any]
+    history: Sequence[Turn] = ()
+
+    @property
+    def question(self) -> str:
+        return str(self.value["question"])
+
+
+class Said(NamedTuple):
+    """An event before it has a place in a log. `data` is JSON text, as in `events.Event`."""
+
+    type: str
+    data: str
+
+
+class Source(Protocol):
+    """One chain, ready to be asked."""
+
+    def stream(self, input: Input) -> Generator[Said, None, None]:
+        """Ask the chain and yield what it says, as it says it.
+
+        Closing the generator closes the chain's. Raises whatever the chain raises, or `Fault`.
+        """

@@ -1,0 +1,8 @@
+"""How gunicorn runs the service: `gunicorn wsgi:app` reads this file by itself."""
+
+from gevent import monkey
+
+# Before anything else is imported: the gevent worker itself patches only after the fork.
+monkey.patch_all()
+
+from flask_stream.gunicorn import *  # noqa: E402, F403

@@ -1,0 +1,51 @@
+"""What tests stand on: a scripted provider, and the real service that asks it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from .provider import Provider, Script
+from .server import Server, environment, gunicorn
+
+
+@pytest.fixture(scope="session")
+def _provider() -> Iterator[Provider]:
+    with Provider() as provider:
+        yield provider
+
+
+@pytest.fixture
+def provider(_provider: Provider) -> Provider:
+    """The provider that `service` asks, with nothing scripted and nothing recorded."""
+    _provider.release()
+    with contextlib.suppress(BlockingIOError):  # tokens that an earlier test allowed in vain
+        while True:
+            os.eventfd_read(_provider.gate)
+    _provider.script = Script()
+    _provider.scripts.clear()
+    _provider.calls.clear()
+    return _provider
+
+
+@pytest.fixture(scope="session")
+def _service(_provider: Provider) -> Iterator[Server]:
+    env = environment(
+        model="openai:scripted",
+        model_retries=0,
+        heartbeat=0.5,
+        silence_timeout=3,
+        OPENAI_BASE_URL=_provider.url,
+        OPENAI_API_KEY="test",
+    )
+    with Server(gunicorn(), env) as server:
+        yield server
+
+
+@pytest.fixture
+def service(_service: Server, provider: Provider) -> Server:
+    """The service on gunicorn, started as a user starts it, with the provider as its model."""
+    return _service

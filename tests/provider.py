@@ -1,0 +1,300 @@
+"""A language model that says exactly what a test told it to, over a real socket.
+
+It speaks OpenAI's chat completions on loopback, is used through the real `ChatOpenAI`, and
+records what it was asked and the moment at which a client hung up:
+
+    with Provider(Script(["Hel", "lo"], stall=1)) as provider:
+        model = ChatOpenAI(base_url=provider.url, api_key="test", model="scripted")
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import select
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from typing import Any, Literal
+
+JSON = dict[str, Any]
+CANARY = "sk-canary-5e1f0d"  # in every error that is told here, never in what a person sees
+Fault = Literal["rst", "fin", "short", "json", "utf8", "error", "html"]
+"""rst, fin: the connection ends in mid-body. short: the body ends properly, without finish_reason
+and [DONE]. json, utf8: unreadable. error: OpenAI's error object. html: a page, no stream."""
+RUBBISH: dict[str, bytes] = {
+    "json": f'{{"id": "{CANARY}", "choices": [{{"del'.encode(),
+    "utf8": b'{"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"content": "\xff\xfe"}}]}',
+    "error": json.dumps({"error": {"message": f"Bad key {CANARY}", "type": "oops"}}).encode(),
+    "html": f"<!doctype html><p>{CANARY}".encode(),
+}
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the model says to one request: reasoning, then tokens, then tools.
+
+    Each piece of these counts as a token. A late token does not put off the next.
+    """
+
+    tokens: Iterable[str] = ("Hello", " ", "world")
+    reasoning: Iterable[str] = ()
+    tools: Sequence[tuple[str, JSON]] = ()  # names and arguments
+    first_delay: float = 0.0
+    delay: float = 0.0  # seconds from token to token
+    gated: bool = False  # each token waits for Provider.allow()
+    mute: bool = False  # not even a status line before release()
+    stall: int | None = None  # silent after that many tokens until release()
+    fault: Fault | None = None
+    after: int = 0  # tokens before the fault
+    status: int = 200  # anything else refuses the request
+    retry_after: str | None = None
+    finish_reason: str | None = None  # else "stop" or "tool_calls"
+
+    def deltas(self) -> Iterator[JSON]:
+        """OpenAI's `choices[0].delta`, piece by piece."""
+        yield from ({"reasoning_content": text} for text in self.reasoning)
+        yield from ({"content": text} for text in self.tokens)
+        for index, call in enumerate(self.calls()):
+            text, call["function"]["arguments"] = call["function"]["arguments"], ""
+            yield {"tool_calls": [{"index": index} | call]}
+            for piece in re.findall(".{1,6}", text):
+                yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
+
+    def calls(self) -> list[JSON]:
+        """The tool calls, each in one piece."""
+        functions = [{"name": name, "arguments": json.dumps(given)} for name, given in self.tools]
+        return [
+            {"id": f"call_{function['name']}_{index}", "type": "function", "function": function}
+            for index, function in enumerate(functions)
+        ]
+
+
+class Call:
+    """One request, and what became of it. Times are `time.monotonic()`."""
+
+    def __init__(self, request: JSON, headers: dict[str, str], news: threading.Condition) -> None:
+        self.json = request
+        self.headers = headers  # names in lower case
+        self.at = time.monotonic()
+        self.sent = 0  # counted just before the write, so that a token once read is counted
+        self.finished = False  # the script was played to its end, its fault included
+        self.closed_at: float | None = None  # when the client's closing was noticed
+        self._news = news
+
+    @property
+    def question(self) -> str:
+        """The text of the last user message."""
+        said = [m["content"] for m in self.json["messages"] if m["role"] == "user"] or [""]
+        return said[-1] if isinstance(said[-1], str) else "".join(p["text"] for p in said[-1])
+
+    def wait_closed(self, timeout: float = 10) -> bool:
+        """True as soon as the client has hung up, False if the call finished or time ran out."""
+        with self._news:
+            self._news.wait_for(lambda: self.finished or self.closed_at, timeout)
+            return self.closed_at is not None
+
+    def wait_sent(self, count: int, timeout: float = 10) -> bool:
+        with self._news:
+            return self._news.wait_for(lambda: self.sent >= count, timeout)
+
+    def update(self, *, sent: int = 0, finished: bool = False, closed: bool = False) -> None:
+        with self._news:
+            self.sent += sent
+            self.finished = finished
+            self.closed_at = time.monotonic() if closed else None
+            self._news.notify_all()
+
+
+class Provider(ThreadingTCPServer):
+    """Serves on a free port of loopback until it is stopped; a question's own script goes first."""
+
+    request_queue_size = 1024
+
+    def __init__(self, script: Script | Callable[[JSON], Script] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script = script or Script()
+        self.scripts: dict[str, Script] = {}  # by question
+        self.calls: list[Call] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+        self.news = threading.Condition()
+        self.gate = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        self.releases = [os.eventfd(0)]  # never read: once written, readable for all its calls
+        self._open: set[Any] = set()
+        self._errors: list[BaseException | None] = []
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Cuts every connection, waits for every thread, raises what went wrong in one."""
+        if not self._thread.is_alive():
+            return
+        self.shutdown()
+        self._thread.join()
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.server_close()
+        for descriptor in (self.gate, *self.releases):
+            os.close(descriptor)
+        for error in self._errors:
+            raise RuntimeError("the scripted provider itself failed") from error
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, idle ones in a client's pool included."""
+        return len(self._open)
+
+    def wait_calls(self, count: int, timeout: float = 10) -> bool:
+        with self.news:
+            return self.news.wait_for(lambda: len(self.calls) >= count, timeout)
+
+    def allow(self, count: int = 1) -> None:
+        """Lets gated calls, also those still to come, say that many more tokens in all."""
+        os.eventfd_write(self.gate, count)
+
+    def release(self) -> None:
+        """Ends the stalls and gates of all calls made so far, also those yet to be reached."""
+        with self.news:
+            os.eventfd_write(self.releases[-1], 1)
+            self.releases.append(os.eventfd(0))
+
+    def record(self, call: Call) -> tuple[Script, int]:
+        """The call's script, and the descriptor on which to hear of its release."""
+        with self.news:
+            self.calls.append(call)
+            self.news.notify_all()
+            released = self.releases[-1]
+        script = self.scripts.get(call.question, self.script)
+        return script if isinstance(script, Script) else script(call.json), released
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(error := sys.exception(), OSError):
+            self._errors.append(error)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Provider
+
+    def log_message(self, *_: object) -> None:
+        """Prints nothing."""
+
+    def do_POST(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = json.loads(self.rfile.read(int(headers["content-length"])))
+        self.call = Call(request, headers, self.server.news)
+        script, self.released = self.server.record(self.call)
+        try:
+            self.answer(script)
+        except OSError:
+            self.close_connection = True
+            self.call.update(closed=True)
+
+    def answer(self, script: Script) -> None:
+        if script.mute:
+            self.wait(self.released)
+        page = "error" if script.status != 200 else "html" if script.fault == "html" else ""
+        self.streams = bool(self.call.json.get("stream")) and not page
+        mime = "text/event-stream" if self.streams else "application/json"
+        self.send_response(script.status)
+        self.send_header("Content-Type", "text/html" if page == "html" else mime)
+        self.send_header("Transfer-Encoding", "chunked")
+        if script.retry_after is not None:
+            self.send_header("Retry-After", script.retry_after)
+        self.end_headers()
+        self.end(RUBBISH[page]) if page else self.play(script)
+
+    def play(self, script: Script) -> None:
+        said = ""
+        self.say({"role": "assistant", "content": "", "refusal": None})
+        due = time.monotonic() + script.first_delay
+        for count, delta in enumerate(itertools.chain(script.deltas(), [None])):
+            if count == script.stall:
+                self.wait(self.released)
+                due = time.monotonic()
+            if script.fault and count == script.after:
+                return self.fail(script.fault)
+            if delta is None:
+                break
+            self.wait(due=due)
+            due += script.delay
+            while script.gated and self.released not in self.wait(self.server.gate, self.released):
+                with contextlib.suppress(BlockingIOError):  # another call was quicker
+                    os.eventfd_read(self.server.gate)
+                    break
+            self.call.update(sent=1)
+            self.say(delta)
+            said += delta.get("content", "")
+        return self.conclude(script, said)
+
+    def wait(self, *wake: int, due: float | None = None) -> list[int]:
+        """Until one can be read or it is due; raises as soon as the client has hung up."""
+        poll = select.poll()
+        poll.register(self.connection, select.POLLRDHUP)
+        for descriptor in wake:
+            poll.register(descriptor, select.POLLIN)
+        timeout = None if due is None else max(0, due - time.monotonic()) * 1000
+        ready = [descriptor for descriptor, _ in poll.poll(timeout)]
+        if self.connection.fileno() in ready:
+            raise ConnectionError("the client closed the connection")
+        return ready
+
+    def say(self, delta: JSON, reason: str | None = None) -> None:
+        if self.streams:
+            self.write(self.body(None, delta=delta, finish_reason=reason))
+
+    def body(self, usage: JSON | None, **choice: Any) -> bytes:
+        body: JSON = {"id": "chatcmpl-1", "object": "chat.completion" + ".chunk" * self.streams}
+        body |= {"model": self.call.json["model"], "created": 1, "usage": usage}
+        return json.dumps(body | {"choices": [{"index": 0} | choice] if choice else []}).encode()
+
+    def conclude(self, script: Script, said: str) -> None:
+        reason = script.finish_reason or ("tool_calls" if script.tools else "stop")
+        asked, sent = len(str(self.call.json["messages"]).split()), self.call.sent
+        usage = {"prompt_tokens": asked, "completion_tokens": sent, "total_tokens": asked + sent}
+        if not self.streams:
+            message = {"role": "assistant", "content": said, "tool_calls": script.calls() or None}
+            return self.end(self.body(usage, message=message, finish_reason=reason))
+        self.say({}, reason)
+        if self.call.json.get("stream_options", {}).get("include_usage"):
+            self.write(self.body(usage))
+        return self.end(b"[DONE]")
+
+    def fail(self, fault: Fault) -> None:
+        self.close_connection = True
+        if fault not in ("rst", "fin"):
+            return self.end(RUBBISH.get(fault, b""))
+        self.call.update(finished=True)
+        linger = struct.pack("ii", fault == "rst", 0)  # for no time at all: a RST
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        return os.close(self.connection.detach())  # close() would wait for rfile and wfile
+
+    def end(self, body: bytes) -> None:
+        self.call.update(finished=True)
+        if body:
+            self.write(body)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def write(self, body: bytes) -> None:
+        body = b"data: %b\n\n" % body if self.streams else body
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(body), body))
