@@ -259,7 +259,9 @@ def _stream(cursor: Cursor, format: str | None) -> ResponseReturnValue:
     reader = service().runs.read(cursor)
     if reader is None:
         # The one answer that tells a browser not to come back.
-        return Response(status=204, headers={"Cache-Control": "no-cache"})
+        done = Response(status=204, headers={"Cache-Control": "no-store"})
+        del done.headers["Content-Type"]
+        return done
     return service().sse.respond(reader, dialect)
 
 

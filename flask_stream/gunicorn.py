@@ -1,9 +1,9 @@
 """gunicorn's settings and hooks, for any app that has a `FlaskStream`.
 
-    gunicorn -c python:flask_stream.gunicorn app:app
+A `gunicorn.conf.py` takes them, after it has patched, and may then set others:
 
-A `gunicorn.conf.py` of one's own begins with `gevent.monkey.patch_all()` and then takes these
-with `from flask_stream.gunicorn import *`; what it sets after that goes before them.
+    from gevent import monkey; monkey.patch_all()
+    from flask_stream.gunicorn import *
 """
 
 from __future__ import annotations

@@ -35,12 +35,13 @@ class LangChainSource:
         chunks = self._chain.stream(self._prepare(input), {"callbacks": [calls]})
         number = 0
         message = current = ""
+        content: str | list[Any]
         try:
             for piece in chunks:
                 if isinstance(piece, str):
                     origin, content = "", piece
                 elif isinstance(piece, BaseMessage):
-                    origin, content = piece.id or "", piece.content  # type: ignore[assignment]
+                    origin, content = piece.id or "", piece.content
                 else:
                     yield Said("custom", encode({"name": "output", "value": _plain(piece)}))
                     continue
@@ -49,7 +50,7 @@ class LangChainSource:
                     message, current = f"m{number}", origin
                     opened = {"id": message, "role": "assistant", "node": None}
                     yield Said("message", encode(opened))
-                if type(content) is str:
+                if isinstance(content, str):
                     if content:
                         yield Said("chunk", chunk(content, message))
                 else:
@@ -74,7 +75,7 @@ def _plain(value: Any) -> Any:
     return to_jsonable_python(value, inf_nan_mode="null", fallback=lambda odd: type(odd).__name__)
 
 
-def _blocks(content: Any) -> Iterator[tuple[str, str]]:
+def _blocks(content: list[Any]) -> Iterator[tuple[str, str]]:
     """Kind and text of the content blocks that hold any."""
     for block in content:
         if isinstance(block, str):
