@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, Response, abort, current_app, render_template, request, url_for
+from flask import Blueprint, Response, current_app, render_template, request, url_for
 from flask.typing import ResponseReturnValue
-from pydantic import BaseModel, ConfigDict, ValidationError
 from werkzeug.exceptions import HTTPException
 
 from .access import check_start
 from .dialects.base import Dialect
-from .errors import BadRequest, NotFound, RequestError, TooLarge, UnsupportedType
+from .errors import BadRequest, RequestError
 from .events import Cursor
+from .problems import http_problem, problem
+from .requests import Ask, Start, asked, cursor, fields, json_body, refuse_head
 from .stores.base import Run
 
 if TYPE_CHECKING:
@@ -26,33 +25,6 @@ HERE = Path(__file__).parent
 TEMPLATES = next(p for p in (HERE / "templates", HERE.parent / "templates") if p.is_dir())
 #: Seconds that a request to cancel waits for the model to have stopped.
 CANCEL_WAIT = 10.0
-
-
-class Start(BaseModel):
-    """The body of `POST /runs`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    chain: str
-    input: str | dict[str, Any]
-    run: str | None = None
-    conversation: str | None = None
-    parent: str | None = None
-
-
-class Ask(BaseModel):
-    """The body, or the query, of `/stream_<chain>`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    question: str
-    run: str | None = None
-    conversation: str | None = None
-    parent: str | None = None
-    format: str | None = None
-
-
-Body = TypeVar("Body", bound=BaseModel)
 
 
 def make_blueprint(page: bool) -> Blueprint:
@@ -69,6 +41,8 @@ def make_blueprint(page: bool) -> Blueprint:
     stream.add_url_rule("/runs/<run>/events", view_func=events)
     stream.add_url_rule("/runs/<run>/cancel", view_func=cancel, methods=["POST"])
     stream.add_url_rule("/stream_<chain>", view_func=ask, methods=["GET", "POST"])
+    stream.add_url_rule("/health/live", view_func=live)
+    stream.add_url_rule("/health/ready", view_func=ready)
     if page:
         stream.add_url_rule("/", view_func=chat)
     stream.register_error_handler(RequestError, problem)
@@ -88,10 +62,10 @@ def service() -> Service:
 def start() -> ResponseReturnValue:
     """`POST /runs`: start a run, or find the one of that id."""
     check_start(request, service().origins)
-    body = _fields(Start, _json())
+    body = fields(Start, json_body(service().settings.max_body))
     run, new = service().runs.start(
         body.chain,
-        _input(body.input),
+        asked(body.input, service().settings.max_question),
         run=body.run,
         conversation=body.conversation,
         parent=body.parent,
@@ -107,11 +81,11 @@ def status(run: str) -> ResponseReturnValue:
 
 def events(run: str) -> ResponseReturnValue:
     """`GET /runs/<run>/events`: the run's log from a cursor on, and what is still to come."""
-    _not_head()
-    cursor = _cursor(run) or Cursor(run, 0)
-    if cursor.run != run:
+    refuse_head()
+    place = cursor(run) or Cursor(run, 0)
+    if place.run != run:
         raise BadRequest("The cursor is of another run.", field="Last-Event-ID")
-    return _stream(cursor, request.args.get("format"))
+    return _stream(place, request.args.get("format"))
 
 
 def cancel(run: str) -> ResponseReturnValue:
@@ -121,25 +95,37 @@ def cancel(run: str) -> ResponseReturnValue:
 
 def ask(chain: str) -> ResponseReturnValue:
     """`/stream_<chain>`: start and stream in one request, or resume what it had started."""
-    _not_head()
+    refuse_head()
     posted = request.method == "POST"
     service().runs.chain(chain)
-    cursor = _cursor(None)
-    if cursor is not None:
+    place = cursor(None)
+    if place is not None:
         # A browser repeats the whole request when it reconnects, question and all.
-        return _stream(cursor, request.args.get("format"))
+        return _stream(place, request.args.get("format"))
     check_start(request, service().origins)
     known = {name: v for name, v in request.args.items() if name in Ask.model_fields}
-    body = _fields(Ask, known | _json() if posted else known)
+    body = fields(Ask, known | json_body(service().settings.max_body) if posted else known)
     dialect = _dialect(body.format)
     run, _ = service().runs.start(
         chain,
-        _input(body.question, field="question"),
+        asked(body.question, service().settings.max_question, field="question"),
         run=body.run,
         conversation=body.conversation,
         parent=body.parent,
     )
     return _stream(Cursor(run.id, 0), dialect.name)
+
+
+def live() -> ResponseReturnValue:
+    """`GET /health/live`: this worker answers."""
+    return {"status": "live"}
+
+
+def ready() -> ResponseReturnValue:
+    """`GET /health/ready`: this worker takes new runs, and what it has open. Else 503."""
+    runs = service().runs
+    runs.check()
+    return {"status": "ready", "live_runs": runs.live, "open_streams": service().sse.open}
 
 
 def chat() -> ResponseReturnValue:
@@ -154,87 +140,7 @@ def chat() -> ResponseReturnValue:
     return render_template("chat.html", data=data)
 
 
-# What comes in
-
-
-def _json() -> dict[str, Any]:
-    """The request's body. Raises RequestError for anything but a JSON object of UTF-8 text."""
-    if request.mimetype != "application/json":
-        raise UnsupportedType("Send JSON, with Content-Type: application/json.")
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise UnsupportedType("Send the body as it is, without Content-Encoding.")
-    most = service().settings.max_body
-    # Read here to the limit and a byte: a chunked body says nothing of its length beforehand.
-    request.max_content_length = None
-    raw = request.stream.read(most + 1) if (request.content_length or 0) <= most else None
-    if raw is None or len(raw) > most:
-        raise TooLarge(f"The body has more than {most} bytes.")
-    try:
-        body = json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise BadRequest("The body is not JSON.", field="body") from None
-    if not isinstance(body, dict):
-        raise BadRequest("The body is not a JSON object.", field="body")
-    return body
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _fields(model: type[Body], values: Mapping[str, Any]) -> Body:
-    """The values as the model has them. Raises BadRequest for the first that does not fit."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else "body"
-        if first["type"] == "missing":
-            said = f"{field} is missing."
-        elif first["type"] == "extra_forbidden":
-            said = f"{field} is not a field."
-        elif model is Start and field == "input":
-            said = "input is neither text nor an object."
-        else:
-            said = f"{field} is not text."
-        raise BadRequest(said, field=field) from None
-
-
-def _input(value: str | dict[str, Any], field: str = "input") -> dict[str, Any]:
-    """A run's input, its question checked. Raises BadRequest."""
-    if isinstance(value, dict):
-        extra = value.keys() - {"question"}
-        if extra:
-            raise BadRequest(f"{min(extra)} is not a field of input.", field="input")
-        value = value.get("question", "")
-        field = "input"
-    if not isinstance(value, str):
-        raise BadRequest("The question is not text.", field=field)
-    most = service().settings.max_question
-    if not value.strip():
-        raise BadRequest("The question is empty.", field=field)
-    if len(value) > most:
-        raise BadRequest(f"The question has more than {most} characters.", field=field)
-    if "\0" in value:
-        raise BadRequest("The question has a NUL character.", field=field)
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise BadRequest("The question has half of a surrogate pair.", field=field)
-    return {"question": value}
-
-
-def _cursor(run: str | None) -> Cursor | None:
-    """Where a client says that it is; None at the start. Raises BadRequest."""
-    # A browser that reconnects repeats the URL, `after` and all, and knows better by now.
-    for field, text in (
-        ("Last-Event-ID", request.headers.get("Last-Event-ID")),
-        ("after", request.args.get("after")),
-    ):
-        if text:
-            try:
-                return Cursor.of(run, text) if run else Cursor.parse(text)
-            except ValueError:
-                raise BadRequest("A cursor is <run>:<seq>.", field=field) from None
-    return None
+# What goes out
 
 
 def _dialect(name: str | None) -> Dialect:
@@ -245,18 +151,9 @@ def _dialect(name: str | None) -> Dialect:
     return dialect
 
 
-def _not_head() -> None:
-    # A view of GET is run for HEAD as well, and this one would ask the model.
-    if request.method == "HEAD":
-        abort(405)
-
-
-# What goes out
-
-
-def _stream(cursor: Cursor, format: str | None) -> ResponseReturnValue:
+def _stream(place: Cursor, format: str | None) -> ResponseReturnValue:
     dialect = _dialect(format)
-    reader = service().runs.read(cursor)
+    reader = service().runs.read(place)
     if reader is None:
         # The one answer that tells a browser not to come back.
         done = Response(status=204, headers={"Cache-Control": "no-store"})
@@ -280,37 +177,3 @@ def _described(run: Run) -> dict[str, Any]:
             "cancel": url_for(".cancel", run=run.id),
         },
     }
-
-
-def problem(error: RequestError) -> Response:
-    """An error as a problem document (RFC 9457)."""
-    document: dict[str, Any] = {
-        "type": "about:blank",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
-    }
-    if error.field is not None:
-        document["field"] = error.field
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return Response(
-        json.dumps(document) + "\n",
-        status=error.status,
-        mimetype="application/problem+json",
-        headers={"Cache-Control": "no-store", **headers},
-    )
-
-
-def http_problem(error: HTTPException) -> Response:
-    """What Flask itself refuses, in the same form."""
-    if error.code == 404:
-        return problem(NotFound("There is nothing here."))
-    response = Response(
-        json.dumps({"type": "about:blank", "title": error.name, "status": error.code}) + "\n",
-        status=error.code,
-        mimetype="application/problem+json",
-    )
-    valid = getattr(error, "valid_methods", None)
-    if valid:
-        response.headers["Allow"] = ", ".join(sorted(valid))
-    return response

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from flask import Flask
 from flask_cors import CORS
@@ -17,14 +17,17 @@ from .dialects.base import Dialect
 from .dialects.native import Native
 from .dialects.text import Text
 from .errors import ConfigError
+from .keeper import Times
 from .runner import Limits
-from .runs import Chain, Runs, Times
+from .runs import Chain, Runs
 from .sources.base import Input, Source
 from .sources.function import FunctionSource
 from .sources.langchain import LangChainSource
 from .stores.base import Store
 from .stores.memory import MemoryStore
 from .transports.sse import SSE, Pace
+
+Function = TypeVar("Function", bound=Callable[[str], Iterable[str]])
 
 #: What a chain may be called: it becomes part of a URL.
 _NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
@@ -95,26 +98,37 @@ class FlaskStream:
             )
         app.register_blueprint(blueprint)
 
-    def add(self, name: str, chain: Any, *, input: Callable[[Input], Any] | None = None) -> None:
+    def add(
+        self,
+        name: str,
+        chain: Any,
+        *,
+        input: Callable[[Input], Any] | None = None,
+        on_lost: Literal["fail", "restart"] = "fail",
+        attempts: int = 3,
+    ) -> None:
         """Let `chain` be asked as `name`: at `/stream_<name>`, and by `POST /runs`.
 
         A chain is anything with LangChain's `stream`, or a function of one question that yields
         text. `input` turns a question into the chain's own input where that is not plain from
-        its input schema. Raises ConfigError for a chain that cannot be asked.
+        its input schema. `on_lost="restart"` has another worker start a run anew when its own is
+        gone, up to `attempts` tries in all: only for chains that may be asked twice, since the
+        model is paid twice. Raises ConfigError for a chain that cannot be asked.
         """
         if re.fullmatch(_NAME, name) is None:
             raise ConfigError(f"chain {name!r}", "is no name: use a-z, 0-9, '-' and '_'")
         if name in self._chains:
             raise ConfigError(f"chain {name!r}", "is there already")
-        self._chains[name] = Chain(name, _source(name, chain, input))
+        if on_lost not in ("fail", "restart") or attempts < 1:
+            raise ConfigError(f"chain {name!r}", "has an on_lost or attempts that cannot be")
+        source = _source(name, chain, input)
+        self._chains[name] = Chain(name, source, attempts if on_lost == "restart" else 1)
 
-    def chain(
-        self, name: str
-    ) -> Callable[[Callable[[str], Iterable[str]]], Callable[[str], Iterable[str]]]:
-        """Add the decorated generator function under that name."""
+    def chain(self, name: str, **options: Any) -> Callable[[Function], Function]:
+        """Add the decorated generator function under that name; options are those of `add`."""
 
-        def decorate(function: Callable[[str], Iterable[str]]) -> Callable[[str], Iterable[str]]:
-            self.add(name, function)
+        def decorate(function: Function) -> Function:
+            self.add(name, function, **options)
             return function
 
         return decorate

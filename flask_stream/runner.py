@@ -19,7 +19,7 @@ from . import tasks
 from .errors import Code
 from .events import encode
 from .faults import code_of
-from .journal import Log, Trouble
+from .log import Log, Trouble
 from .sources.base import Input, Source
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,35 +14,29 @@ from typing import Any
 
 from .errors import BadRequest, Code, Conflict, Gone, NotFound, StoreError, Unavailable
 from .events import Cursor, encode, is_id, new_id
-from .journal import PAGE, Journal, Log, Reader, Trouble
-from .runner import Limits, Runner, Stop, ending
+from .history import turns
+from .journal import Journal
+from .keeper import Keeper, Times
+from .log import Trouble
+from .runner import Runner, Stop, ending
 from .sources.base import Input, Source, Turn
-from .stores.base import Held, Run, Store
-from .tasks import Every
+from .stores.base import Run, Store
+from .tail import Reader
 
 logger = logging.getLogger(__name__)
-
-#: Runs taken over, or removed for their age, in one look.
-SWEEP = 100
-#: Earlier turns that a question brings along at most; what the model can take is the chain's own.
-TURNS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain that can be asked by name."""
+    """A chain that can be asked by name.
+
+    `attempts` is how many workers may try a run in all: one, or more if a run whose worker is
+    gone is to be started anew.
+    """
 
     name: str
     source: Source
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """Seconds: a run's limits; how soon a dead worker's runs end; how long logs are kept."""
-
-    limits: Limits
-    lease: float
-    keep: float
+    attempts: int = 1
 
 
 class Runs:
@@ -54,12 +47,14 @@ class Runs:
         self.draining = False
         self._chains = chains
         self._times = times
-        # Half of the promise for the lease, so that all of it holds: a lease, and a look for it.
-        self._lease = times.lease / 2
-        self._journal = Journal(store, patience=self._lease, on_cancel=self._asked_to_cancel)
+        self._journal = Journal(store, patience=times.hold, on_cancel=self._asked_to_cancel)
         self._live: dict[str, Runner] = {}
-        self._lock = threading.Lock()
-        self._keepers: list[Every] = []
+        self._keeper = Keeper(store, self._journal, times, self._live, self._bury)
+
+    @property
+    def live(self) -> int:
+        """How many runs this process works on."""
+        return len(self._live)
 
     # Starting
 
@@ -85,7 +80,7 @@ class Runs:
         unknown chain or parent, Conflict for an id that another question has, BadRequest for
         ids that can be none, Unavailable when the store cannot be reached or the worker leaves.
         """
-        source = self.chain(chain).source
+        found = self.chain(chain)
         for field, text in (("run", run), ("conversation", conversation), ("parent", parent)):
             if text is not None and not is_id(text):
                 raise BadRequest(
@@ -96,9 +91,9 @@ class Runs:
         try:
             if parent is not None:
                 conversation = self._parent(parent, conversation).conversation
-            earlier = self._turns(parent)
+            earlier = turns(self.store, parent)
             return self._start(
-                source,
+                found,
                 Run(
                     id=run or new_id(),
                     chain=chain,
@@ -114,33 +109,52 @@ class Runs:
             logger.error("store: %s: no run can be started", error)
             raise Unavailable("Answers cannot be stored right now.", retry_after=2) from error
 
-    def _start(self, source: Source, run: Run, earlier: list[Turn]) -> tuple[Run, bool]:
-        self._keep()
+    def _start(self, chain: Chain, run: Run, earlier: list[Turn]) -> tuple[Run, bool]:
+        self._keeper.start()
         owner = new_id()
-        there = self.store.create(run, owner, self._lease)
+        there = self.store.create(run, owner, self._times.hold)
         if there is not None:
             if (there.chain, there.input) != (run.chain, run.input):
                 raise Conflict("This run id belongs to another question.", field="run")
             return there, False
         logger.info("run %s: started, chain %s", run.id, run.chain)
-        self._pump(run, owner, source, earlier)
+        self._pump(chain, run, owner, earlier)
         return run, True
 
-    def _pump(self, run: Run, owner: str, source: Source, earlier: list[Turn]) -> Log:
-        """Have a runner work on a run that this process owns."""
+    def _pump(self, chain: Chain, run: Run, owner: str, earlier: list[Turn]) -> None:
+        """Have a runner work on a run that this process owns, from the chain's beginning."""
         runner: Runner
 
         def trouble(what: Trouble) -> None:
             runner.trouble(what)
 
         log = self._journal.open(run, owner, trouble)
-        value = json.loads(run.input)
-        runner = Runner(log, source, Input(value, earlier), self._times.limits, self._ended)
+        asked = Input(json.loads(run.input), earlier)
+        runner = Runner(log, chain.source, asked, self._times.limits, self._ended)
         self._live[run.id] = runner
         if run.seq == 0:
-            log.append("start", _started(run, value))
+            log.append("start", _started(run))
+        else:
+            log.append("reset", encode({"attempt": run.attempt, "reason": Code.WORKER_LOST}))
         runner.start()
-        return log
+
+    def _bury(self, runs: list[Run], owner: str) -> None:
+        """End runs whose workers are gone, or start them anew where the chain is for that."""
+        logs = []
+        for run in runs:
+            chain = self._chains.get(run.chain)
+            if chain is not None and run.attempt <= chain.attempts and not self.draining:
+                logger.info("run %s: attempt %d of %d", run.id, run.attempt, chain.attempts)
+                self._pump(chain, run, owner, turns(self.store, run.parent))
+                continue
+            log = self._journal.open(run, owner, lambda trouble: None)
+            if run.seq == 0:
+                log.append("start", _started(run))
+            log.close("failed", ending("failed", Code.WORKER_LOST))
+            logs.append(log)
+        for log in logs:
+            log.settled.wait(self._times.hold)
+            self._journal.release(log)
 
     def _ended(self, runner: Runner) -> None:
         # Not before its end is stored: until then the lease has to be renewed.
@@ -156,35 +170,21 @@ class Runs:
             raise BadRequest("The parent belongs to another conversation.", field="conversation")
         return run
 
-    def _turns(self, parent: str | None) -> list[Turn]:
-        """The conversation up to and with `parent`, oldest first."""
-        turns: list[Turn] = []
-        while parent is not None and len(turns) < TURNS:
-            run = self.store.get(parent)
-            if run is None:
-                break
-            turns.append(Turn(json.loads(run.input)["question"], self._text(run)))
-            parent = run.parent
-        return turns[::-1]
-
-    def _text(self, run: Run) -> str:
-        """What a run has said."""
-        said: list[str] = []
-        after = 0
-        while events := self.store.read(run.id, after, PAGE):
-            after = events[-1].seq
-            for event in events:
-                if event.type == "chunk" and (data := event.value())["kind"] == "text":
-                    said.append(data["content"])
-                elif event.type == "reset":
-                    said.clear()
-        return "".join(said)
-
     # Reading
+
+    def check(self) -> None:
+        """Raise Unavailable where no run can be started now."""
+        if self.draining:
+            raise Unavailable("This worker is being replaced.", retry_after=1)
+        try:
+            self.store.get("0" * 32)
+        except StoreError as error:
+            logger.error("store: %s: not ready", error)
+            raise Unavailable("Answers cannot be stored right now.", retry_after=2) from error
 
     def get(self, run: str) -> Run:
         """The run. Raises NotFound, or Gone when its log is no longer kept, or Unavailable."""
-        self._keep()
+        self._keeper.start()
         try:
             found = self.store.get(run) if is_id(run) else None
             if found is None:
@@ -264,74 +264,18 @@ class Runs:
     def close(self) -> None:
         """End every run and every thread, and close the store."""
         self.drain(0)
-        for keeper in self._keepers:
-            keeper.stop()
+        self._keeper.stop()
         self._journal.close()
         self.store.close()
 
-    # Keeping
 
-    def _keep(self) -> None:
-        """Start the threads that look after runs; not before the first use, so after any fork."""
-        if self._keepers:
-            return
-        with self._lock:
-            if not self._keepers:
-                self._keepers = [
-                    Every(0.2, self._watch_limits, "limits"),
-                    Every(self._lease / 4, self._tend, "leases"),
-                ]
-
-    def _watch_limits(self) -> None:
-        now = time.monotonic()
-        for runner in list(self._live.values()):
-            if runner.overdue(now):
-                logger.warning("run %s: over its time limit", runner.log.run)
-                runner.stop(Stop.TIMEOUT)
-
-    def _tend(self) -> None:
-        try:
-            self._renew()
-            self._bury()
-            self.store.purge(self._times.keep, SWEEP)
-            self._journal.retry()
-        except StoreError as error:
-            logger.warning("store: %s: leases are not renewed", error)
-
-    def _renew(self) -> None:
-        runners = dict(self._live)
-        if not runners:
-            return
-        held = self.store.renew({id: r.log.owner for id, r in runners.items()}, self._lease)
-        for id, answer in held.items():
-            if answer is Held.CANCEL:
-                runners[id].stop(Stop.CANCELLED)
-            elif answer is Held.LOST and not runners[id].log.closed:
-                runners[id].log.lose()
-
-    def _bury(self) -> None:
-        """End the runs whose workers are gone, if nobody else was first."""
-        owner = new_id()
-        logs = []
-        for run in self.store.adopt(owner, self._lease, SWEEP):
-            logger.warning("run %s: its worker is gone", run.id)
-            log = self._journal.open(run, owner, lambda trouble: None)
-            if run.seq == 0:
-                log.append("start", _started(run, json.loads(run.input)))
-            log.close("failed", ending("failed", Code.WORKER_LOST))
-            logs.append(log)
-        for log in logs:
-            log.settled.wait(self._lease)
-            self._journal.release(log)
-
-
-def _started(run: Run, value: dict[str, Any]) -> str:
+def _started(run: Run) -> str:
     return encode(
         {
             "run": run.id,
             "chain": run.chain,
             "conversation": run.conversation,
             "parent": run.parent,
-            "input": value,
+            "input": json.loads(run.input),
         }
     )

@@ -21,7 +21,7 @@ from flask import Response, request, stream_with_context
 
 from ..dialects.base import Dialect
 from ..errors import StoreError
-from ..journal import Reader
+from ..tail import Reader
 from ..tasks import Every
 
 logger = logging.getLogger(__name__)

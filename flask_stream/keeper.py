@@ -1,0 +1,119 @@
+"""The keeper: looks after runs independently of what they say.
+
+It renews the leases of this process's runs, so that a model that thinks for minutes is not
+taken for dead; takes over the runs of workers that are gone; stops runs that are over their
+time limits; and removes runs that are over their age.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .errors import StoreError
+from .events import new_id
+from .journal import Journal
+from .runner import Limits, Runner, Stop
+from .stores.base import Held, Run, Store
+from .tasks import Every
+
+logger = logging.getLogger(__name__)
+
+#: Runs taken over, or removed for their age, in one look.
+SWEEP = 100
+#: Seconds between two looks at the time limits.
+LOOK = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds: a run's limits; how soon a dead worker's runs end; how long logs are kept."""
+
+    limits: Limits
+    lease: float
+    keep: float
+
+    @property
+    def hold(self) -> float:
+        """How long a lease is held without being renewed.
+
+        A part of what is promised, so that the look that finds it has run out is in time, too.
+        """
+        return self.lease * 0.6
+
+    @property
+    def beat(self) -> float:
+        """How often leases are renewed, and those of others are looked at."""
+        return self.lease * 0.15
+
+
+class Keeper:
+    """Looks after the runs in `live`, and calls `bury` with each that it has taken over."""
+
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        times: Times,
+        live: dict[str, Runner],
+        bury: Callable[[list[Run], str], None],
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._times = times
+        self._live = live
+        self._bury = bury
+        self._lock = threading.Lock()
+        self._loops: list[Every] = []
+
+    def start(self) -> None:
+        """Begin, once. Not before a run is looked at, so after any fork."""
+        if self._loops:
+            return
+        with self._lock:
+            if not self._loops:
+                self._loops = [
+                    Every(LOOK, self._watch_limits, "limits"),
+                    Every(self._times.beat, self._tend, "leases"),
+                ]
+
+    def stop(self) -> None:
+        for loop in self._loops:
+            loop.stop()
+
+    def _watch_limits(self) -> None:
+        now = time.monotonic()
+        for runner in list(self._live.values()):
+            if runner.overdue(now):
+                logger.warning("run %s: over its time limit", runner.log.run)
+                runner.stop(Stop.TIMEOUT)
+
+    def _tend(self) -> None:
+        try:
+            self._renew()
+            owner = new_id()
+            lost = self._store.adopt(owner, self._times.hold, SWEEP)
+            for run in lost:
+                logger.warning("run %s: its worker is gone", run.id)
+            if lost:
+                self._bury(lost, owner)
+            self._store.purge(self._times.keep, SWEEP)
+            self._journal.retry()
+        except StoreError as error:
+            logger.warning("store: %s: leases are not renewed", error)
+
+    def _renew(self) -> None:
+        runners = dict(self._live)
+        if not runners:
+            return
+        owners = {id: runner.log.owner for id, runner in runners.items()}
+        for id, held in self._store.renew(owners, self._times.hold).items():
+            runner = runners[id]
+            if held is Held.CANCEL:
+                runner.stop(Stop.CANCELLED)
+            elif held is Held.LOST and not runner.log.closed:
+                logger.warning("run %s: no longer ours", id)
+                runner.log.lose()

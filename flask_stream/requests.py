@@ -1,0 +1,131 @@
+"""What comes in over HTTP, checked: bodies, questions and cursors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from flask import abort, request
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import BadRequest, TooLarge, UnsupportedType
+from .events import Cursor
+
+
+class Start(BaseModel):
+    """The body of `POST /runs`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    chain: str
+    input: str | dict[str, Any]
+    run: str | None = None
+    conversation: str | None = None
+    parent: str | None = None
+
+
+class Ask(BaseModel):
+    """The body, or the query, of `/stream_<chain>`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    question: str
+    run: str | None = None
+    conversation: str | None = None
+    parent: str | None = None
+    format: str | None = None
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def json_body(most: int) -> dict[str, Any]:
+    """The request's body, of at most so many bytes.
+
+    Raises RequestError for anything but a JSON object of UTF-8 text.
+    """
+    if request.mimetype != "application/json":
+        raise UnsupportedType("Send JSON, with Content-Type: application/json.")
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedType("Send the body as it is, without Content-Encoding.")
+    # Read here to the limit and a byte: a chunked body says nothing of its length beforehand.
+    request.max_content_length = None
+    raw = request.stream.read(most + 1) if (request.content_length or 0) <= most else None
+    if raw is None or len(raw) > most:
+        raise TooLarge(f"The body has more than {most} bytes.")
+    try:
+        body = json.loads(raw, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise BadRequest("The body is not JSON.", field="body") from None
+    if not isinstance(body, dict):
+        raise BadRequest("The body is not a JSON object.", field="body")
+    return body
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def fields(model: type[Body], values: Mapping[str, Any]) -> Body:
+    """The values as the model has them. Raises BadRequest for the first that does not fit."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else "body"
+        if first["type"] == "missing":
+            said = f"{field} is missing."
+        elif first["type"] == "extra_forbidden":
+            said = f"{field} is not a field."
+        elif model is Start and field == "input":
+            said = "input is neither text nor an object."
+        else:
+            said = f"{field} is not text."
+        raise BadRequest(said, field=field) from None
+
+
+def asked(value: str | dict[str, Any], most: int, field: str = "input") -> dict[str, Any]:
+    """A run's input, its question checked: text of at most so many characters.
+
+    Raises BadRequest, which names `field`.
+    """
+    if isinstance(value, dict):
+        extra = value.keys() - {"question"}
+        if extra:
+            raise BadRequest(f"{min(extra)} is not a field of input.", field="input")
+        value = value.get("question", "")
+        field = "input"
+    if not isinstance(value, str):
+        raise BadRequest("The question is not text.", field=field)
+    if not value.strip():
+        raise BadRequest("The question is empty.", field=field)
+    if len(value) > most:
+        raise BadRequest(f"The question has more than {most} characters.", field=field)
+    if "\0" in value:
+        raise BadRequest("The question has a NUL character.", field=field)
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise BadRequest("The question has half of a surrogate pair.", field=field)
+    return {"question": value}
+
+
+def cursor(run: str | None) -> Cursor | None:
+    """Where a client says that it is; None at the start. Raises BadRequest."""
+    # A browser that reconnects repeats the URL, `after` and all, and knows better by now.
+    for field, text in (
+        ("Last-Event-ID", request.headers.get("Last-Event-ID")),
+        ("after", request.args.get("after")),
+    ):
+        if text:
+            try:
+                return Cursor.of(run, text) if run else Cursor.parse(text)
+            except ValueError:
+                raise BadRequest("A cursor is <run>:<seq>.", field=field) from None
+    return None
+
+
+def refuse_head() -> None:
+    """Raise 405 for HEAD."""
+    # A view of GET is run for HEAD as well, and this one would ask the model.
+    if request.method == "HEAD":
+        abort(405)
