@@ -74,10 +74,11 @@ export function openRun({
   function take(name, event) {
     const colon = event.lastEventId.lastIndexOf(":");
     const seq = Number(event.lastEventId.slice(colon + 1));
-    if (!(seq > last)) return;
+    // An `end` that could not be stored has no place of its own, and counts all the same.
+    if (!(seq > last) && name !== "end") return;
     const data = JSON.parse(event.data);
     const type = name ?? unnamed(data);
-    last = seq;
+    last = Math.max(seq, last);
     tries = 0;
     if (type === "end") finish();
     onEvent({ run: event.lastEventId.slice(0, Math.max(colon, 0)), seq, type, data });

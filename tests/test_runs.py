@@ -1,0 +1,336 @@
+"""A run's life in one process: its limits, its store's moods, its owner's end."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from flask_stream.errors import BadRequest, Conflict, Gone, NotFound, StoreError, Unavailable
+from flask_stream.events import Cursor, Event, new_id
+from flask_stream.keeper import Times
+from flask_stream.runner import Limits
+from flask_stream.runs import Chain, Runs
+from flask_stream.sources.base import Input, Said
+from flask_stream.sources.function import FunctionSource
+from flask_stream.stores.base import Batch, Run
+from flask_stream.stores.memory import MemoryStore
+
+GENEROUS = Limits(first=30, silence=30, total=30)
+QUESTION = {"question": "?"}
+
+
+class MoodyStore(MemoryStore):
+    """A memory store that can be made to fail, before or after it has done what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+        self.forgetful = 0
+
+    def append(self, batches: Sequence[Batch]) -> list[bool]:
+        if self.away:
+            raise StoreError("away")
+        answer = super().append(batches)
+        if self.forgetful:
+            self.forgetful -= 1
+            raise StoreError("the answer was lost on the way")
+        return answer
+
+    def get(self, run: str) -> Run | None:
+        if self.away:
+            raise StoreError("away")
+        return super().get(run)
+
+    def create(self, run: Run, owner: str, lease: float) -> Run | None:
+        if self.away:
+            raise StoreError("away")
+        return super().create(run, owner, lease)
+
+
+Make = Callable[..., Runs]
+
+
+@pytest.fixture
+def store() -> MoodyStore:
+    return MoodyStore()
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """What a chain waits for; opened at the end so that no thread is left waiting."""
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def make(store: MoodyStore) -> Iterator[Make]:
+    made: list[Runs] = []
+
+    def make(
+        function: Any, limits: Limits = GENEROUS, lease: float = 30, keep: float = 3600
+    ) -> Runs:
+        chains = {"chain": Chain("chain", FunctionSource(function))}
+        runs = Runs(store, chains, Times(limits, lease, keep))
+        made.append(runs)
+        return runs
+
+    yield make
+    for runs in made:
+        runs.close()
+
+
+def read(runs: Runs, run: str, timeout: float = 20) -> list[Event]:
+    """All events to the end."""
+    reader = runs.read(Cursor(run, 0))
+    assert reader is not None
+    events: list[Event] = []
+    until = time.monotonic() + timeout
+    try:
+        while time.monotonic() < until:
+            shared = reader.take()
+            if shared is None:
+                reader.wait(0.1)
+                continue
+            events += shared.events
+            if shared.ended:
+                return events
+    finally:
+        reader.close()
+    raise AssertionError(f"no end in {events}")
+
+
+def end_of(events: list[Event]) -> dict[str, Any]:
+    assert [event.type for event in events].count("end") == 1
+    end: dict[str, Any] = json.loads(events[-1].data)
+    return end
+
+
+def text(events: list[Event]) -> str:
+    return "".join(json.loads(e.data)["content"] for e in events if e.type == "chunk")
+
+
+def test_a_run_is_read_to_its_end(make: Make) -> None:
+    runs = make(lambda q: iter(["a", "b"]))
+    run, new = runs.start("chain", QUESTION)
+    assert new
+    events = read(runs, run.id)
+    assert [event.type for event in events] == ["start", "message", "chunk", "chunk", "end"]
+    assert [event.seq for event in events] == [1, 2, 3, 4, 5]
+    assert read(runs, run.id) == events
+    assert runs.read(Cursor(run.id, 5)) is None
+    until = time.monotonic() + 10
+    while runs.live and time.monotonic() < until:
+        time.sleep(0.01)
+    assert runs.live == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (Limits(first=0.2, silence=30, total=30), ""),
+        (Limits(first=30, silence=0.2, total=30), "a"),
+        (Limits(first=30, silence=30, total=0.2), "a"),
+    ],
+    ids=["first token", "silence", "whole run"],
+)
+def test_a_limit_ends_the_run(make: Make, gate: threading.Event, limits: Limits, said: str) -> None:
+    def slow(_: str) -> Iterator[str]:
+        yield from said
+        gate.wait()
+        yield "too late"
+
+    runs = make(slow, limits)
+    run, _ = runs.start("chain", QUESTION)
+    events = read(runs, run.id)
+    assert end_of(events)["error"]["code"] == "timeout"
+    assert text(events) == said
+
+
+def test_what_a_stopped_chain_still_says_is_not_written(make: Make, gate: threading.Event) -> None:
+    closed = threading.Event()
+
+    def stubborn(_: str) -> Iterator[str]:
+        try:
+            yield "a"
+            gate.wait()
+            yield "b"
+            yield "c"
+        finally:
+            closed.set()
+
+    runs = make(stubborn)
+    run, _ = runs.start("chain", QUESTION)
+    assert runs.cancel(run.id, 10).status == "cancelled"
+    gate.set()
+    assert closed.wait(10)
+    events = read(runs, run.id)
+    assert end_of(events) == {"status": "cancelled", "error": None}
+    assert "b" not in text(events)
+
+
+def test_a_chain_that_fails_ends_the_run(make: Make) -> None:
+    def failing(_: str) -> Iterator[str]:
+        yield "a"
+        raise RuntimeError("sk-secret")
+
+    runs = make(failing)
+    run, _ = runs.start("chain", QUESTION)
+    events = read(runs, run.id)
+    assert end_of(events)["error"]["code"] == "chain_error"
+    assert "sk-secret" not in str(events)
+
+
+def test_an_answer_lost_on_the_way_stores_nothing_twice(make: Make, store: MoodyStore) -> None:
+    store.forgetful = 2
+    runs = make(lambda q: iter("abc"))
+    run, _ = runs.start("chain", QUESTION)
+    events = read(runs, run.id)
+    assert text(events) == "abc"
+    assert [event.seq for event in events] == list(range(1, 7))
+
+
+def test_nothing_is_shown_that_is_not_stored(
+    make: Make, store: MoodyStore, gate: threading.Event
+) -> None:
+    def chain(_: str) -> Iterator[str]:
+        yield "a"
+        gate.wait()
+        yield "b"
+        gate.wait()
+        time.sleep(30)
+
+    runs = make(chain, lease=1)
+    run, _ = runs.start("chain", QUESTION)
+    reader = runs.read(Cursor(run.id, 0))
+    assert reader is not None
+    seen: list[Event] = []
+    while text(seen) != "a":
+        shared = reader.take()
+        seen += shared.events if shared else []
+        if shared is None:
+            reader.wait(1)
+    store.away = True
+    gate.set()
+    # The store stays away for longer than is waited for it: the viewer is told, and no more.
+    shared = None
+    until = time.monotonic() + 20
+    while shared is None and time.monotonic() < until:
+        reader.wait(0.2)
+        shared = reader.take()
+    reader.close()
+    assert shared is not None
+    assert [(event.seq, event.type) for event in shared.events] == [(0, "end")]
+    assert json.loads(shared.events[0].data)["error"]["code"] == "store_error"
+    with pytest.raises(Unavailable):
+        runs.start("chain", QUESTION)
+    store.away = False
+    # It is back: the run is ended there, too, once, after all that was said.
+    until = time.monotonic() + 20
+    while runs.get(run.id).live and time.monotonic() < until:
+        time.sleep(0.05)
+    events = read(runs, run.id)
+    assert end_of(events)["status"] == "failed"
+    assert events[: len(seen)] == seen
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+
+
+def test_one_of_many_starts_asks_the_chain(make: Make) -> None:
+    asked: list[str] = []
+
+    def chain(question: str) -> Iterator[str]:
+        asked.append(question)
+        yield "once"
+
+    runs = make(chain)
+    id = new_id()
+    news: list[bool] = []
+
+    def start() -> None:
+        news.append(runs.start("chain", QUESTION, run=id)[1])
+
+    threads = [threading.Thread(target=start) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(news) == [False] * 49 + [True]
+    assert text(read(runs, id)) == "once"
+    assert asked == ["?"]
+
+
+def test_runs_are_forgotten_whole_and_known_to_be(make: Make, store: MoodyStore) -> None:
+    runs = make(lambda q: iter("a"), lease=1, keep=0.1)
+    run, _ = runs.start("chain", QUESTION)
+    until = time.monotonic() + 20
+    while store.get(run.id) and time.monotonic() < until:
+        time.sleep(0.05)
+    with pytest.raises(Gone):
+        runs.get(run.id)
+    with pytest.raises(NotFound):
+        runs.get(new_id())
+
+
+def test_a_run_whose_owner_is_gone_is_ended_by_whoever_looks(make: Make, store: MoodyStore) -> None:
+    run = Run(new_id(), "chain", new_id(), None, "", '{"question":"?"}', time.time())
+    assert store.create(run, "somebody else", lease=0) is None
+    runs = make(lambda q: iter("a"), lease=1)
+    events = read(runs, run.id)
+    assert [event.type for event in events] == ["start", "end"]
+    assert end_of(events)["error"]["code"] == "worker_lost"
+    assert not store.append([Batch(run.id, "somebody else", 0, [Event(1, "chunk", "{}")], None)])[0]
+
+
+def test_places_that_cannot_be_are_refused(make: Make, gate: threading.Event) -> None:
+    def chain(_: str) -> Iterator[str]:
+        yield "a"
+        gate.wait()
+
+    runs = make(chain)
+    run, _ = runs.start("chain", QUESTION)
+    with pytest.raises(BadRequest):
+        runs.read(Cursor(run.id, 1000))
+    with pytest.raises(Conflict):
+        runs.start("chain", {"question": "another"}, run=run.id)
+    with pytest.raises(NotFound):
+        runs.start("chain", QUESTION, parent=new_id())
+    with pytest.raises(NotFound):
+        runs.start("nothing", QUESTION)
+
+
+def test_a_worker_that_goes_ends_what_it_cannot_finish(make: Make, gate: threading.Event) -> None:
+    def chain(_: str) -> Iterator[str]:
+        yield "a"
+        gate.wait()
+
+    runs = make(chain)
+    run, _ = runs.start("chain", QUESTION)
+    runs.drain(0.2)
+    assert end_of(read(runs, run.id))["error"]["code"] == "worker_lost"
+    with pytest.raises(Unavailable):
+        runs.start("chain", QUESTION)
+
+
+def test_a_chain_may_outrun_the_store_only_so_far(store: MoodyStore) -> None:
+    said = 0
+
+    class Fast:
+        def stream(self, input: Input) -> Generator[Said, None, None]:
+            nonlocal said
+            store.away = True
+            for _ in range(50_000):
+                said += 1
+                yield Said("custom", "{}")
+
+    runs = Runs(store, {"chain": Chain("chain", Fast())}, Times(GENEROUS, 30, 3600))
+    run, _ = runs.start("chain", QUESTION)
+    time.sleep(0.5)
+    assert said < 50_000
+    store.away = False
+    assert len(read(runs, run.id)) == 50_002
+    runs.close()
