@@ -19,8 +19,12 @@ from .errors import ConfigError
 PREFIX = "STREAM_"
 
 
-def _setting(default: Any, help: str, *, least: float | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "least": least})
+#: The longest time that is one: ten years, in seconds. Infinity is no time.
+LONGEST = 315_360_000
+
+
+def _setting(default: Any, help: str, *, least: float | None = None, most: float = LONGEST) -> Any:
+    return field(default=default, metadata={"help": help, "least": least, "most": most})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,10 @@ class Settings:
     """The settings of one service, checked. Times are in seconds."""
 
     store: str = _setting(
-        "memory://", "Where logs are kept: `memory://` (this process, gone when it ends)."
+        "sqlite:///runs.db",
+        "Where logs are kept. `sqlite:///file`: a file, by default in Flask's instance folder, for "
+        "any number of workers on one machine. `redis://host`, `rediss://host`, `unix://socket`: "
+        "Redis from 6.2 on, or Valkey, for many machines. `memory://`: one process, gone with it.",
     )
     model: str | None = _setting(
         None,
@@ -57,7 +64,7 @@ class Settings:
     heartbeat: float = _setting(10, "Between comments to a silent stream.", least=0.1)
     reconnect: float = _setting(1, "After which a browser reconnects a lost stream.", least=0)
     write_timeout: float = _setting(
-        30, "That a client may take to accept what is written to it.", least=0.1
+        30, "That a client may take to accept what is written to it.", least=0.1, most=86_400
     )
     first_token_timeout: float = _setting(120, "To a run's first event.", least=0.1)
     silence_timeout: float = _setting(120, "Between two events of a run.", least=0.1)
@@ -116,9 +123,11 @@ def _checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(setting, f"is {value!r}, and should be {_WORDS[kind]}")
-    least = metadata["least"]
+    least, most = metadata["least"], metadata["most"]
     if least is not None and not value >= least:
         raise ConfigError(setting, f"is {value!r}, and should be at least {least:g}")
+    if least is not None and not value <= most:
+        raise ConfigError(setting, f"is {value!r}, and should be at most {most:g}")
     return value
 
 

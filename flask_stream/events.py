@@ -44,6 +44,9 @@ class Event(NamedTuple):
         return json.loads(self.data)
 
 
+#: An event before it has a place in a log: its type, and its data as JSON text.
+Said = tuple[str, str]
+
 _encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from flask import Flask
@@ -16,7 +17,7 @@ from .config import Settings
 from .dialects.base import Dialect
 from .dialects.native import Native
 from .dialects.text import Text
-from .errors import ConfigError
+from .errors import ConfigError, StoreError
 from .keeper import Times
 from .runner import Limits
 from .runs import Chain, Runs
@@ -25,6 +26,7 @@ from .sources.function import FunctionSource
 from .sources.langchain import LangChainSource
 from .stores.base import Store
 from .stores.memory import MemoryStore
+from .stores.sqlite import SqliteStore
 from .transports.sse import SSE, Pace
 
 Function = TypeVar("Function", bound=Callable[[str], Iterable[str]])
@@ -73,11 +75,14 @@ class FlaskStream:
     def init_app(self, app: Flask) -> None:
         """Give an app the streaming endpoints. Chains may be added before or after."""
         settings = Settings.load(app.config, self._given)
+        origins = listed(settings.origins)
         limits = Limits(
             settings.first_token_timeout, settings.silence_timeout, settings.run_timeout
         )
         runs = Runs(
-            open_store(settings.store), self._chains, Times(limits, settings.lease, settings.keep)
+            open_store(settings.store, app.instance_path),
+            self._chains,
+            Times(limits, settings.lease, settings.keep),
         )
         pace = Pace(settings.heartbeat, settings.reconnect, settings.write_timeout)
         dialects: list[Dialect] = [Native(), Text()]
@@ -86,13 +91,13 @@ class FlaskStream:
             runs=runs,
             sse=SSE(pace, draining=lambda: runs.draining),
             dialects={dialect.name: dialect for dialect in dialects},
-            origins=listed(settings.origins),
+            origins=origins,
         )
         blueprint = make_blueprint(page=settings.page)
-        if settings.origins:
+        if origins:
             CORS(
                 blueprint,
-                origins=listed(settings.origins),
+                origins=origins,
                 allow_headers=["Content-Type", "Last-Event-ID"],
                 expose_headers=["Location", "Retry-After"],
             )
@@ -134,11 +139,29 @@ class FlaskStream:
         return decorate
 
 
-def open_store(url: str) -> Store:
-    """The store that a URL names. Raises ConfigError."""
+def open_store(url: str, folder: str) -> Store:
+    """The store that a URL names; a relative SQLite path is one in `folder`. Raises ConfigError."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "sqlite":
+        path = rest.removeprefix("/")
+        if not path:
+            raise ConfigError("STREAM_STORE", f"is {url!r}, which names no file")
+        try:
+            return SqliteStore(Path(folder) / path)
+        except StoreError as error:
+            raise ConfigError("STREAM_STORE", f"is {url!r}: {error}") from error
+    if scheme in ("redis", "rediss", "unix"):
+        # Imported when it is wanted: redis-py is an extra.
+        from .stores.redis import RedisStore
+
+        return RedisStore(url)
     if url == "memory://":
         return MemoryStore()
-    raise ConfigError("STREAM_STORE", f"is {url!r}, and should be memory://")
+    raise ConfigError(
+        "STREAM_STORE",
+        f"is {url!r}, and should be sqlite:///file, redis://host, rediss://host, unix://socket "
+        "or memory://",
+    )
 
 
 def _source(name: str, chain: Any, prepare: Callable[[Input], Any] | None) -> Source:

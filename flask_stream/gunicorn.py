@@ -8,6 +8,8 @@ A `gunicorn.conf.py` takes them, after it has patched, and may then set others:
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import sys
 import threading
@@ -30,6 +32,8 @@ __all__ = [
     "on_starting",
     "on_exit",
     "post_worker_init",
+    "worker_exit",
+    "worker_int",
 ]
 
 worker_class = "gevent"
@@ -42,6 +46,7 @@ graceful_timeout = 30
 keepalive = 5
 
 _started: list[LocalServer] = []
+_drains: list[threading.Thread] = []
 
 #: Seconds before the master's SIGKILL at which a worker that goes ends what still runs.
 MARGIN = 3.0
@@ -78,15 +83,46 @@ def on_exit(server: Arbiter) -> None:
 
 
 def post_worker_init(worker: Worker) -> None:
-    """Notice that the worker is told to go while there is still time to end its streams well."""
-    # gunicorn has no hook for that: the master counts from its signal, the worker from its own
-    # last look, and so the master's SIGKILL comes first and no `finally` runs.
-    threading.Thread(target=_drain_at_end, args=(worker,), name="drain", daemon=True).start()
+    """Ready the worker: for long service, and for the day when it is told to go."""
+    # What LangChain's modules hold is for ever; looking at it again in every full collection
+    # costs as much per token as all the rest.
+    gc.collect()
+    gc.freeze()
+    worker.log.error_log.addFilter(_no_fault)
+    # gunicorn has no hook for being told to go. The master counts its grace from its signal, the
+    # worker from its own last look; so the master's SIGKILL comes first, and no `finally` runs.
+    drain = threading.Thread(target=_drain_at_end, args=(worker,), name="drain", daemon=True)
+    drain.start()
+    _drains.append(drain)
+
+
+def _no_fault(record: logging.LogRecord) -> bool:
+    """A client that was too slow for its write deadline is told in a line, without a trace."""
+    if record.exc_info and isinstance(record.exc_info[1], TimeoutError):
+        record.exc_info = None
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args = "A client was too slow to read, and was let go.", ()
+    return True
+
+
+def worker_exit(server: Arbiter, worker: Worker) -> None:
+    """Stay until the live runs have ended: the worker goes as soon as its last reader has."""
+    for drain in _drains:
+        drain.join()
+
+
+def worker_int(worker: Worker) -> None:
+    """Ctrl-C: end the live runs now."""
+    _drain(worker, 0.0)
 
 
 def _drain_at_end(worker: Any) -> None:
     while worker.alive:
         time.sleep(0.1)
+    _drain(worker, max(0.0, worker.cfg.graceful_timeout - MARGIN))
+
+
+def _drain(worker: Any, grace: float) -> None:
     service = getattr(worker.wsgi, "extensions", {}).get("flask_stream")
     if service is not None:
-        service.drain(max(0.0, worker.cfg.graceful_timeout - MARGIN))
+        service.drain(grace)

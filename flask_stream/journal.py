@@ -111,7 +111,11 @@ class Journal:
             try:
                 answers = self.store.append(batches)
                 break
-            except StoreError as error:
+            except Exception as error:
+                # A store raises StoreError; should it raise another, it is a fault of the store
+                # all the same, and must not end the one thread that writes for every run.
+                if not isinstance(error, StoreError):
+                    logger.exception("store: failed")
                 if time.monotonic() > deadline or self._closed:
                     logger.error("store: %s: giving up on %d runs", error, len(pairs))
                     for writer, _ in pairs:
@@ -169,7 +173,9 @@ class Journal:
                         self._on_cancel(news.run)
                     elif (tail := self._tails.get(news.run)) and not tail.owned:
                         self._feed(news.run, tail)
-            except StoreError as error:
+            except Exception as error:  # as above: nobody else follows
+                if not isinstance(error, StoreError):
+                    logger.exception("store: failed")
                 logger.warning("store: %s: following again in a second", error)
                 time.sleep(1.0)
 

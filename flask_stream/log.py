@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from enum import Enum
 
-from .events import Event
+from .events import Event, Said
 from .stores.base import RUNNING, Batch, Run
 from .tail import Tail
 
@@ -28,13 +28,14 @@ class Log:
     """
 
     __slots__ = (
-        "_closed",
+        "_batch",
         "_commit",
+        "_done",
+        "_end",
         "_lock",
         "_on_trouble",
         "_pending",
         "_queued",
-        "_seq",
         "committed",
         "owner",
         "run",
@@ -54,37 +55,35 @@ class Log:
         self.run = run.id
         self.owner = owner
         self.tail = tail
-        self.committed = self._seq = run.seq
+        self.committed = run.seq
         self.trouble: Trouble | None = None
         #: Set when the `end` is stored, or has been shown because it cannot be.
         self.settled = threading.Event()
         self._commit = commit
         self._on_trouble = on_trouble
-        self._closed: str | None = None
-        self._lock = threading.Lock()
-        self._pending: list[Event] = []
+        # What was said has no seq yet: it gets one when it is taken to the store. So `append`,
+        # which runs once per token, needs no lock: a list takes care of itself.
+        self._pending: list[Said] = []
         self._queued = False
+        self._batch: Batch | None = None
+        self._end: tuple[str, str] | None = None
+        self._done = False
+        self._lock = threading.Lock()
 
-    def append(self, type: str, data: str) -> None:
+    def append(self, said: Said) -> None:
         """Say something. It is shown as soon as it is stored; nothing is said after `close`."""
-        with self._lock:
-            if self._closed is not None:
-                return
-            self._seq += 1
-            self._pending.append(Event(self._seq, type, data))
-        if not self._queued:
-            self._queued = True
-            self._commit(self)
+        if self._end is None:
+            self._pending.append(said)
+            if not self._queued:
+                self._queued = True
+                self._commit(self)
 
     def close(self, status: str, data: str) -> bool:
         """Say `end`, the last word, once; whether this call was the one that said it."""
         with self._lock:
-            if self._closed is not None:
+            if self._end is not None:
                 return False
-            self._closed = status
-            self._seq += 1
-            self._pending.append(Event(self._seq, "end", data))
-            self._queued = True
+            self._end = status, data
         self._commit(self)
         if self.trouble is Trouble.UNREACHABLE:
             # Shown although it is not stored, and so without a place in the log: a viewer who
@@ -96,7 +95,7 @@ class Log:
     @property
     def closed(self) -> bool:
         """Whether the last word has been said."""
-        return self._closed is not None
+        return self._end is not None
 
     @property
     def full(self) -> bool:
@@ -104,23 +103,38 @@ class Log:
         return len(self._pending) > PENDING
 
     def batch(self) -> Batch | None:
-        """What waits to be stored. It stays pending until `stored` says otherwise."""
-        # Cleared before the look, so that an event that comes after the look queues anew.
+        """What is to be stored next; None if that is nothing.
+
+        The same batch, to the letter, until `stored` is told of it: a try that failed may have
+        been a success whose answer was lost, and only the same again is harmless.
+        """
+        if self._batch is not None:
+            return self._batch
+        # Cleared before the look, so that what comes after the look queues anew.
         self._queued = False
-        with self._lock:
-            events = self._pending[:]
-            if not events or self.trouble is Trouble.LOST:
-                return None
-            status = self._closed if events[-1].type == "end" else None
-        return Batch(self.run, self.owner, self.committed, events, status)
+        end = self._end
+        count = len(self._pending)
+        said = self._pending[:count]
+        del self._pending[:count]
+        events = [Event(seq, *what) for seq, what in enumerate(said, self.committed + 1)]
+        if end is not None:
+            events.append(Event(self.committed + count + 1, "end", end[1]))
+        if events and not self._done:
+            status = None if end is None else end[0]
+            self._batch = Batch(self.run, self.owner, self.committed, events, status)
+        return self._batch
 
     def stored(self, batch: Batch) -> None:
-        with self._lock:
-            del self._pending[: len(batch.events)]
+        """The batch is stored: show it."""
+        self._batch = None
         self.committed = batch.events[-1].seq
         self.tail.extend(batch.events)
         if batch.status is not None:
+            # What a chain on a plain thread still says after it was given up is not said.
+            self._done = True
             self.settled.set()
+        elif self._pending or self._end is not None:
+            self._commit(self)
 
     def fail(self) -> None:
         """The store does not answer: the run must end. What waits to be stored goes on waiting."""
@@ -133,8 +147,10 @@ class Log:
         first = self.trouble is not Trouble.LOST
         self.trouble = Trouble.LOST
         with self._lock:
-            self._closed = self._closed or RUNNING
-            self._pending.clear()
+            self._end = self._end or (RUNNING, "")
+        self._done = True
+        self._batch = None
+        self._pending.clear()
         self.settled.set()
         if first:
             self._on_trouble(Trouble.LOST)

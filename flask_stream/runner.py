@@ -112,8 +112,8 @@ class Runner:
         append, log, clock = self.log.append, self.log, time.monotonic
         give_way = clock() + SLICE
         with closing(self._source.stream(self._input)) as said:
-            for type, data in said:
-                append(type, data)
+            for what in said:
+                append(what)
                 self._heard = now = clock()
                 if self._stop is not None:
                     return

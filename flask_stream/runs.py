@@ -133,9 +133,9 @@ class Runs:
         runner = Runner(log, chain.source, asked, self._times.limits, self._ended)
         self._live[run.id] = runner
         if run.seq == 0:
-            log.append("start", _started(run))
+            log.append(("start", _started(run)))
         else:
-            log.append("reset", encode({"attempt": run.attempt, "reason": Code.WORKER_LOST}))
+            log.append(("reset", encode({"attempt": run.attempt, "reason": Code.WORKER_LOST})))
         runner.start()
 
     def _bury(self, runs: list[Run], owner: str) -> None:
@@ -149,7 +149,7 @@ class Runs:
                 continue
             log = self._journal.open(run, owner, lambda trouble: None)
             if run.seq == 0:
-                log.append("start", _started(run))
+                log.append(("start", _started(run)))
             log.close("failed", ending("failed", Code.WORKER_LOST))
             logs.append(log)
         for log in logs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from .events import Event
@@ -52,12 +52,14 @@ class Tail:
         self._readers: dict[Reader, None] = {}
         self._shared: Shared | None = None
 
-    def extend(self, events: Iterable[Event]) -> None:
+    def extend(self, events: Sequence[Event]) -> None:
         """Take events that are stored, leaving out those already here, and wake the readers."""
-        new = [event for event in events if event.seq > self.last]
+        new = events
+        if events and events[0].seq <= self.last:
+            new = [event for event in events if event.seq > self.last]
         if not new:
             return
-        kept = self.events + new
+        kept = [*self.events, *new]
         if len(kept) > KEPT:
             self.start = kept[-KEPT].seq - 1
             kept = kept[-KEPT:]

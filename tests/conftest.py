@@ -41,8 +41,9 @@ def provider(_provider: Provider) -> Provider:
 
 
 @pytest.fixture(scope="session")
-def _service(_provider: Provider) -> Iterator[Server]:
+def _service(_provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     env = environment(
+        store=f"sqlite:///{tmp_path_factory.mktemp('service')}/runs.db",
         model="openai:scripted",
         model_retries=0,
         heartbeat=0.5,

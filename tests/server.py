@@ -20,7 +20,10 @@ _WORKER = re.compile(r"Booting worker with pid: (\d+)")
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """This process's environment, with these `FLASK_STREAM_*` settings and no others."""
+    """This process's environment, with these `FLASK_STREAM_*` settings and no others.
+
+    Logs are in memory, where no store is named, so that nothing is left behind.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -30,7 +33,7 @@ def environment(**settings: object) -> dict[str, str]:
         name if name.isupper() else f"FLASK_STREAM_{name.upper()}": str(value)
         for name, value in settings.items()
     }
-    return kept | given | {"PYTHONUNBUFFERED": "1"}
+    return kept | {"FLASK_STREAM_STORE": "memory://"} | given | {"PYTHONUNBUFFERED": "1"}
 
 
 def gunicorn(*arguments: str, app: str = "wsgi:app") -> list[str]:

@@ -200,11 +200,26 @@ def test_stop_before_the_first_word(page: Page, site: Server, provider: Provider
     assert provider.calls[0].wait_closed()
 
 
+def test_stop_before_the_server_has_answered(page: Page, site: Server, provider: Provider) -> None:
+    provider.script = Script(mute=True)
+    held: list[Route] = []
+    visit(page, site.url)
+    page.route("**/runs", lambda route: held.append(route))
+    with page.expect_request("**/runs"):
+        ask(page, "Too soon?")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    held[0].continue_()
+    reaches(page, "stopped")
+    assert all(call.wait_closed() for call in provider.calls)
+
+
 def test_a_double_click_on_send_does_not_stop(page: Page, site: Server, provider: Provider) -> None:
     provider.script = Script(["Still here."], gated=True)
     visit(page, site.url)
     page.get_by_label("Your question").fill("Hello?")
     page.locator("#send").dblclick()
+    expect(page.get_by_role("button", name="Stop")).to_be_enabled()
     assert provider.wait_calls(1)
     provider.release()
     reaches(page, "done")

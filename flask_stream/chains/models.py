@@ -16,7 +16,7 @@ from langchain_openai import ChatOpenAI
 
 from ..config import Settings
 from ..errors import ConfigError
-from .local import LocalServer, fetch
+from .local import SOURCES, LocalServer, fetch
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,13 @@ def chosen(settings: Settings) -> tuple[str, str]:
             "STREAM_MODEL",
             f"is {model!r}, and should be provider:name, the provider one of {known}",
         )
+    # A server that speaks OpenAI's words at another address often wants no key at all.
+    keys = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
+    if provider == "openai" and not any(os.environ.get(key) for key in keys):
+        raise ConfigError("STREAM_MODEL", f"is {model!r}, and that needs OPENAI_API_KEY")
+    if provider == "local" and name not in SOURCES and not name.endswith(".gguf"):
+        names = ", ".join(SOURCES)
+        raise ConfigError("STREAM_MODEL", f"is {model!r}, and should be {names} or a .gguf file")
     return provider, name
 
 
@@ -50,9 +57,6 @@ def chat_model(settings: Settings) -> BaseChatModel:
 
 
 def _openai(name: str, settings: Settings) -> BaseChatModel:
-    # A server that speaks OpenAI's words at another address often wants no key at all.
-    if not os.environ.get("OPENAI_API_KEY") and not os.environ.get("OPENAI_BASE_URL"):
-        raise ConfigError("STREAM_MODEL", f"is 'openai:{name}', and that needs OPENAI_API_KEY")
     return _chat_openai(
         name,
         settings,

@@ -16,8 +16,10 @@ class Native:
     def frames(self, run: str, events: Sequence[Event]) -> bytes:
         # Written out for chunks, of which there is one per token: JSON has no line end in it.
         return "".join(
-            f"id: {run}:{seq}\ndata: {data}\n\n"
-            if type == "chunk"
-            else frame(data, type=type, id=place(run, Event(seq, type, data)))
-            for seq, type, data in events
+            [
+                f"id: {run}:{seq}\ndata: {data}\n\n"
+                if type == "chunk"
+                else frame(data, type=type, id=place(run, Event(seq, type, data)))
+                for seq, type, data in events
+            ]
         ).encode("ascii")

@@ -10,6 +10,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from ..events import Said
+
 
 class Turn(NamedTuple):
     """An earlier question of the conversation, and what was answered."""
@@ -31,13 +33,6 @@ class Input:
     @property
     def question(self) -> str:
         return str(self.value["question"])
-
-
-class Said(NamedTuple):
-    """An event before it has a place in a log. `data` is JSON text, as in `events.Event`."""
-
-    type: str
-    data: str
 
 
 class Source(Protocol):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 
-from ..events import chunk, encode
-from .base import Input, Said
+from ..events import Said, chunk, encode
+from .base import Input
 
 _MESSAGE = encode({"id": "m1", "role": "assistant", "node": None})
 
@@ -27,8 +27,8 @@ class FunctionSource:
                 if piece:
                     if not opened:
                         opened = True
-                        yield Said("message", _MESSAGE)
-                    yield Said("chunk", chunk(piece, "m1"))
+                        yield "message", _MESSAGE
+                    yield "chunk", chunk(piece, "m1")
         finally:
             close = getattr(pieces, "close", None)
             if close is not None:

@@ -12,9 +12,9 @@ from langchain_core.runnables import RunnableConfig
 from pydantic_core import to_jsonable_python
 
 from ..errors import Code, Fault
-from ..events import chunk, encode
+from ..events import Said, chunk, encode
 from ..faults import code_of
-from .base import Input, Said
+from .base import Input
 
 
 class Streams(Protocol):
@@ -43,19 +43,19 @@ class LangChainSource:
                 elif isinstance(piece, BaseMessage):
                     origin, content = piece.id or "", piece.content
                 else:
-                    yield Said("custom", encode({"name": "output", "value": _plain(piece)}))
+                    yield "custom", encode({"name": "output", "value": _plain(piece)})
                     continue
                 if not number or (origin and origin != current):
                     number += 1
                     message, current = f"m{number}", origin
                     opened = {"id": message, "role": "assistant", "node": None}
-                    yield Said("message", encode(opened))
+                    yield "message", encode(opened)
                 if isinstance(content, str):
                     if content:
-                        yield Said("chunk", chunk(content, message))
+                        yield "chunk", chunk(content, message)
                 else:
                     for kind, text in _blocks(content):
-                        yield Said("chunk", chunk(text, message, kind))
+                        yield "chunk", chunk(text, message, kind)
         except Exception as error:
             if error is calls.failure and code_of(error) is Code.CHAIN_ERROR:
                 raise Fault(Code.MODEL_ERROR) from error
@@ -65,7 +65,7 @@ class LangChainSource:
             if close is not None:
                 close()
         for report in calls.usage:
-            yield Said("usage", encode(report))
+            yield "usage", encode(report)
         if calls.cut:
             raise Fault(Code.MODEL_ERROR)
 

@@ -1,0 +1,9 @@
+-- Asks a live run's owner to cancel it.
+-- KEYS  the run; the runs to be cancelled
+-- ARGV  the run's id; the channel that every process hears
+-- Returns nothing.
+if redis.call('HGET', KEYS[1], 'status') == 'running' then
+  redis.call('HSET', KEYS[1], 'cancel', 1)
+  redis.call('SADD', KEYS[2], ARGV[1])
+  redis.call('PUBLISH', ARGV[2], ARGV[1])
+end

@@ -1,0 +1,298 @@
+"""The extension in an app of one's own: plain threads, Flask's own test client, no server."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from flask import Flask
+from langchain_core.prompts import ChatPromptTemplate
+
+import flask_stream
+from flask_stream import ConfigError, FlaskStream, create_app
+from flask_stream.extension import Service
+
+from .sse import Parser, ServerSentEvent
+
+STATIC = Path(flask_stream.__file__).parent / "static"
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    until = time.monotonic() + 10
+    while left := set(threading.enumerate()) - before:
+        assert time.monotonic() < until, f"left behind: {left}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment in which nothing is set but where logs go: nowhere."""
+    for name in list(os.environ):
+        if name.startswith(("FLASK_", "OPENAI_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("FLASK_STREAM_STORE", "memory://")
+
+
+class Make(Protocol):
+    """Makes an app, of this extension or of a new one, that is closed at the end of the test."""
+
+    def __call__(self, stream: FlaskStream | None = None, **config: Any) -> Flask: ...
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made: list[Flask] = []
+
+    def make(stream: FlaskStream | None = None, **config: Any) -> Flask:
+        app = Flask(__name__)
+        app.config.update({"STREAM_STORE": "memory://"} | config)
+        (stream or FlaskStream()).init_app(app)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        service(app).close()
+
+
+@pytest.fixture
+def site() -> Iterator[Flask]:
+    """The whole service, as `create_app` makes it."""
+    app = create_app()
+    yield app
+    service(app).close()
+
+
+def service(app: Flask) -> Service:
+    found: Service = app.extensions["flask_stream"]
+    return found
+
+
+def shout(question: str) -> Iterator[str]:
+    yield from (word.upper() + " " for word in question.split())
+
+
+def ask(app: Flask, chain: str, question: str = "so be it") -> list[ServerSentEvent]:
+    with app.test_client().post(f"/stream_{chain}", json={"question": question}) as response:
+        assert response.status_code == 200, response.data
+        return Parser().feed(response.data)
+
+
+def said(events: list[ServerSentEvent]) -> str:
+    return "".join(json.loads(event.data).get("content", "") for event in events)
+
+
+# One extension, its apps
+
+
+def test_a_function_streams_on_plain_threads(make: Make) -> None:
+    stream = FlaskStream()
+    stream.add("shout", shout)
+    events = ask(make(stream), "shout")
+    types = ["start", "message", "message", "message", "message", "end"]
+    assert [event.type for event in events] == types
+    assert said(events) == "SO BE IT "
+    assert json.loads(events[-1].data) == {"status": "done", "error": None}
+    run = json.loads(events[0].data)["run"]
+    assert [event.id for event in events] == [f"{run}:{seq}" for seq in range(1, 7)]
+
+
+def test_a_run_can_be_read_again_and_stays_the_same(make: Make) -> None:
+    asked: list[str] = []
+
+    def chain(question: str) -> Iterator[str]:
+        asked.append(question)
+        yield question
+
+    stream = FlaskStream()
+    stream.add("echo", chain)
+    app = make(stream)
+    events = ask(app, "echo")
+    run = json.loads(events[0].data)["run"]
+    with app.test_client().get(f"/runs/{run}/events") as response:
+        assert Parser().feed(response.data) == events
+    headers = {"Last-Event-ID": events[2].id}
+    with app.test_client().get("/stream_echo?question=x", headers=headers) as response:
+        assert Parser().feed(response.data) == events[3:]
+    assert asked == ["so be it"]
+
+
+def test_apps_of_one_extension_have_services_of_their_own(make: Make) -> None:
+    stream = FlaskStream()
+    stream.add("shout", shout)
+    one, other = make(stream, STREAM_TITLE="One"), make(stream, STREAM_TITLE="Other")
+    assert service(one).runs is not service(other).runs
+    assert service(one).runs.store is not service(other).runs.store
+    assert [service(app).settings.title for app in (one, other)] == ["One", "Other"]
+    run = json.loads(ask(one, "shout")[0].data)["run"]
+    assert one.test_client().get(f"/runs/{run}").status_code == 200
+    assert other.test_client().get(f"/runs/{run}").status_code == 404
+    assert said(ask(other, "shout")) == "SO BE IT "
+
+
+def test_one_app_goes_on_when_another_is_closed(make: Make) -> None:
+    stream = FlaskStream()
+    stream.add("shout", shout)
+    one, other = make(stream), make(stream)
+    ask(one, "shout")
+    service(one).close()
+    assert said(ask(other, "shout")) == "SO BE IT "
+    refused = one.test_client().post("/stream_shout", json={"question": "?"})
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+
+
+def test_the_extension_keeps_no_app() -> None:
+    app = Flask(__name__)
+    stream = FlaskStream(app, store="memory://")
+    service(app).close()
+    gone = weakref.ref(app)
+    del app
+    gc.collect()
+    assert gone() is None
+    assert stream
+
+
+# Chains
+
+
+def test_chains_are_added_before_and_after_the_app(make: Make) -> None:
+    stream = FlaskStream()
+    stream.add("before", shout)
+    app = make(stream)
+    stream.add("after", shout)
+    assert said(ask(app, "before")) == said(ask(app, "after")) == "SO BE IT "
+    assert app.test_client().post("/stream_never", json={"question": "?"}).status_code == 404
+
+
+def test_the_decorator_leaves_the_function_as_it_is(make: Make) -> None:
+    stream = FlaskStream()
+    assert stream.chain("shout")(shout) is shout
+    assert list(shout("so")) == ["SO "]
+    assert said(ask(make(stream), "shout")) == "SO BE IT "
+
+
+def test_input_says_how_a_question_is_put(make: Make) -> None:
+    prompt = ChatPromptTemplate.from_template("A {mood} joke about {topic}")
+    stream = FlaskStream()
+    stream.add("joke", prompt, input=lambda input: {"mood": "sad", "topic": input.question})
+    (custom,) = [event for event in ask(make(stream), "joke", "rain") if event.type == "custom"]
+    assert "A sad joke about rain" in custom.data
+
+
+NAMES = [
+    "",
+    "Chat",
+    "chat bot",
+    "chat/bot",
+    "-chat",
+    "_chat",
+    "chat\n",
+    "ch\u00e4t",
+    "a" * 65,
+    "..",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_can_be_in_no_url_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no name") as error:
+        FlaskStream().add(name, shout)
+    assert repr(name) in str(error.value)
+
+
+def test_a_chain_is_added_once(make: Make) -> None:
+    stream = FlaskStream()
+    stream.add("shout", shout)
+    with pytest.raises(ConfigError, match="'shout' is there already"):
+        stream.add("shout", lambda question: [question])
+    assert said(ask(make(stream), "shout")) == "SO BE IT "
+
+
+@pytest.mark.parametrize("thing", [None, 5, "text", ["a"], object()])
+def test_what_is_no_chain_is_refused(thing: Any) -> None:
+    stream = FlaskStream()
+    with pytest.raises(ConfigError, match=r"'chat' is .* no stream and is no function"):
+        stream.add("chat", thing)
+    stream.add("chat", shout)  # the name is still free
+
+
+def test_a_chain_of_two_unknown_variables_says_which(make: Make) -> None:
+    prompt = ChatPromptTemplate.from_template("A {mood} joke about {topic}")
+    with pytest.raises(
+        ConfigError, match=r"'joke' cannot be asked: it takes mood, topic: .*input="
+    ):
+        FlaskStream().add("joke", prompt)
+
+
+@pytest.mark.parametrize("options", [{"on_lost": "retry"}, {"on_lost": "restart", "attempts": 0}])
+def test_a_chain_that_cannot_be_tried_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="chain 'chat' has an on_lost or attempts"):
+        FlaskStream().add("chat", shout, **options)
+
+
+# The package
+
+
+def test_the_package_exports_this_and_nothing_else() -> None:
+    assert flask_stream.__all__ == [
+        "create_app",
+        "FlaskStream",
+        "Input",
+        "Turn",
+        "Code",
+        "ConfigError",
+        "Fault",
+        "RequestError",
+        "StoreError",
+        "StreamError",
+    ]
+    assert all(hasattr(flask_stream, name) for name in flask_stream.__all__)
+
+
+# The page
+
+
+def test_an_app_of_ones_own_keeps_its_front_page(make: Make) -> None:
+    assert make().test_client().get("/").status_code == 404
+    app = make()
+    app.add_url_rule("/", view_func=lambda: "mine")
+    assert app.test_client().get("/").text == "mine"
+
+
+def test_the_page_is_for_who_wants_it(make: Make) -> None:
+    assert make(STREAM_PAGE=True, STREAM_TITLE="Ask us").test_client().get("/").status_code == 200
+    app = create_app(page=False)
+    assert app.test_client().get("/").status_code == 404
+    service(app).close()
+
+
+def test_the_service_has_the_page(site: Flask) -> None:
+    page = site.test_client().get("/")
+    assert page.status_code == 200
+    assert page.mimetype == "text/html"
+    assert "<title>flask_stream</title>" in page.text
+    assert "/static/stream/stream.js" in page.text
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in STATIC.glob("*.*s")))
+def test_the_pages_files_are_served(site: Flask, name: str) -> None:
+    with site.test_client().get(f"/static/stream/{name}") as file:
+        assert file.status_code == 200
+        assert file.mimetype in ("text/javascript", "text/css")
+        assert file.data == (STATIC / name).read_bytes()
+
+
+def test_no_other_file_is(site: Flask) -> None:
+    for path in ("../__init__.py", "%2e%2e/config.py", "stream.py", ""):
+        assert site.test_client().get(f"/static/stream/{path}").status_code == 404

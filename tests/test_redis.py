@@ -1,0 +1,517 @@
+"""What Redis alone can do to a store: restart, freeze, run full, drop a line, be the wrong one.
+
+That it keeps the contract at all is shown by `test_stores`, with the other stores.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from flask_stream.errors import ConfigError, StoreError
+from flask_stream.events import Event, new_id
+from flask_stream.stores.base import Batch, News, Run
+from flask_stream.stores.redis import RedisStore
+from flask_stream.stores.redis_server import unfit, without_secrets
+
+from .server import ROOT
+from .valkey import Valkey
+
+OWNER = "owner" * 6
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    with Valkey() as server:
+        yield server
+
+
+@pytest.fixture
+def store(valkey: Valkey) -> Iterator[RedisStore]:
+    store = RedisStore(valkey.url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def admin(valkey: Valkey) -> Iterator[Any]:
+    with Redis(port=valkey.port) as client:
+        yield client
+
+
+def a_run(store: RedisStore, created: float | None = None) -> str:
+    """A live run that OWNER holds; its id."""
+    run = Run(new_id(), "chat", new_id(), None, "", '{"question":"?"}', created or time.time())
+    assert store.create(run, OWNER, 60) is None
+    return run.id
+
+
+def a_batch(run: str, after: int, count: int = 1, status: str | None = None) -> Batch:
+    seqs = range(after + 1, after + count + 1)
+    return Batch(run, OWNER, after, [Event(seq, "chunk", f'{{"n":{seq}}}') for seq in seqs], status)
+
+
+def news_until(store: RedisStore, enough: Callable[[set[News]], bool]) -> set[News]:
+    """What `news` tells until that is enough."""
+    told: set[News] = set()
+    until = time.monotonic() + 20
+    while not enough(told):
+        assert time.monotonic() < until, f"only {told}"
+        try:
+            told |= set(store.news(1.0))
+        except StoreError:
+            time.sleep(0.05)
+    return told
+
+
+def quiet(store: RedisStore) -> None:
+    """Take what news there is."""
+    while store.news(0.2):
+        pass
+
+
+def insist(store: RedisStore, batches: list[Batch]) -> tuple[list[bool], int]:
+    """Append as the journal does: again until the store answers; and how often it did not."""
+    for failures in range(1000):
+        try:
+            return store.append(batches), failures
+        except StoreError:
+            time.sleep(0.02)
+    raise AssertionError("the store did not come back")
+
+
+# The server goes, freezes, runs full
+
+
+def test_a_restarted_server_has_lost_its_scripts_and_kept_the_log() -> None:
+    with Valkey(appendonly=True) as valkey:
+        store = RedisStore(valkey.url)
+        run = a_run(store)
+        assert store.append([a_batch(run, 0, 3)]) == [True]
+        valkey.restart()
+        assert insist(store, [a_batch(run, 3, 2)])[0] == [True]
+        assert insist(store, [a_batch(run, 0, 3)])[0] == [True], "the first batch is still there"
+        assert [event.seq for event in store.read(run, 0, 100)] == [1, 2, 3, 4, 5]
+        valkey.restart()
+        assert [event.seq for event in store.read(run, 2, 100)] == [3, 4, 5]
+        valkey.restart()
+        assert store.renew({run: OWNER}, 60)[run].value == "yes"
+        store.close()
+
+
+def test_a_server_that_forgot_everything_takes_no_writes_for_what_it_forgot(
+    valkey: Valkey, store: RedisStore
+) -> None:
+    run = a_run(store)
+    store.append([a_batch(run, 0)])
+    valkey.restart()
+    assert insist(store, [a_batch(run, 1)])[0] == [False]
+    assert store.get(run) is None
+
+
+def test_no_server_is_a_store_error_that_keeps_the_password_to_itself() -> None:
+    with Valkey(requirepass="s3cret") as valkey:
+        url = valkey.url.replace("//", "//:s3cret@")
+        store = RedisStore(url)
+        run = a_run(store)
+        valkey.halt()
+        calls: list[Callable[[], object]] = [
+            lambda: store.append([a_batch(run, 0)]),
+            lambda: store.read(run, 0, 10),
+            lambda: store.get(run),
+            lambda: store.expired(run),
+            lambda: store.cancel(run),
+            lambda: store.renew({run: OWNER}, 1),
+            lambda: store.adopt(OWNER, 1, 1),
+            lambda: store.purge(1, 1),
+            lambda: store.news(1),
+        ]
+        for call in calls:
+            with pytest.raises(StoreError) as error:
+                call()
+            assert "s3cret" not in str(error.value)
+            assert str(valkey.port) in str(error.value)
+        store.close()
+
+
+def test_a_frozen_server_loses_and_doubles_nothing(valkey: Valkey) -> None:
+    store = RedisStore(valkey.url, timeout=0.3)
+    runs = [a_run(store) for _ in range(20)]
+    failed = 0
+    thaw = threading.Timer(2.5, valkey.resume)
+    for turn in range(40):
+        if turn == 10:
+            valkey.pause()
+            thaw.start()
+        batches = [a_batch(run, 3 * turn, 3) for run in runs]
+        answers, failures = insist(store, batches)
+        assert answers == [True] * len(runs)
+        failed += failures
+    thaw.join()
+    assert failed > 0, "the freeze was not noticed"
+    for run in runs:
+        events = store.read(run, 0, 1000)
+        assert [event.seq for event in events] == list(range(1, 121))
+        assert [event.value()["n"] for event in events] == list(range(1, 121))
+    store.close()
+
+
+def test_a_frozen_server_does_not_hold_whoever_waits_for_a_connection(valkey: Valkey) -> None:
+    store = RedisStore(valkey.url, timeout=0.3)
+    run = a_run(store)
+    valkey.pause()
+    failures: list[StoreError] = []
+
+    def read() -> None:
+        try:
+            store.read(run, 0, 10)
+        except StoreError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    valkey.resume()
+    assert len(failures) == 50
+    store.close()
+
+
+def test_a_full_server_stores_a_call_whole_or_not_at_all(
+    valkey: Valkey, store: RedisStore, admin: Any
+) -> None:
+    run, other = a_run(store), a_run(store)
+    assert store.append([a_batch(run, 0)]) == [True]
+    admin.config_set("maxmemory", 1)
+    batches = [a_batch(run, 1, 2), a_batch(other, 0, 2, "done")]
+    with pytest.raises(StoreError, match="maxmemory"):
+        store.append(batches)
+    assert [event.seq for event in store.read(run, 0, 10)] == [1], "what is there can be read"
+    assert store.read(other, 0, 10) == []
+    admin.config_set("maxmemory", 0)
+    assert store.append(batches) == [True, True]
+    assert [event.seq for event in store.read(run, 0, 10)] == [1, 2, 3]
+
+
+def test_a_server_that_became_a_replica_is_a_store_error(
+    valkey: Valkey, store: RedisStore, admin: Any
+) -> None:
+    run = a_run(store)
+    with Valkey() as primary:
+        admin.replicaof("127.0.0.1", primary.port)
+        with pytest.raises(StoreError, match=r"(?i)read only|MASTERDOWN"):
+            store.append([a_batch(run, 0)])
+        admin.replicaof("NO", "ONE")
+    assert store.append([a_batch(a_run(store), 0)]) == [True]
+
+
+def test_a_batch_longer_than_a_page_is_read_from_any_place(store: RedisStore) -> None:
+    run = a_run(store)
+    store.append([a_batch(run, 0, 2), a_batch(run, 2, 500), a_batch(run, 502, 3)])
+    for after in range(505):
+        events = store.read(run, after, 10)
+        assert events[0].seq == after + 1
+        assert [event.seq for event in events] == [event.value()["n"] for event in events]
+    assert store.read(run, 505, 10) == []
+
+
+def test_another_batch_under_the_same_seqs_is_not_what_is_there(store: RedisStore) -> None:
+    run = a_run(store)
+    store.append([a_batch(run, 0, 3)])
+    other = a_batch(run, 0, 3)._replace(events=[Event(seq, "chunk", "{}") for seq in (1, 2, 3)])
+    assert store.append([a_batch(run, 0, 3), other]) == [True, False]
+
+
+def test_only_the_memory_of_expired_runs_has_a_time_to_live(store: RedisStore, admin: Any) -> None:
+    old, live = a_run(store, created=time.time() - 100), a_run(store)
+    store.append([a_batch(old, 0, status="done"), a_batch(live, 0)])
+    store.cancel(live)
+    assert {admin.ttl(key) for key in admin.keys("*")} == {-1}
+    assert store.purge(50, 10) == 1
+    mortal = [key.decode() for key in admin.keys("*") if admin.ttl(key) != -1]
+    assert mortal == [f"flask_stream:gone:{old}"]
+    assert not [key for key in admin.keys("*") if old in key.decode() and b"gone" not in key]
+    store.append([a_batch(live, 1, status="cancelled")])
+    assert store.purge(-10, 10) == 1
+    left = {key.decode() for key in admin.keys("*")}
+    assert left == {f"flask_stream:gone:{old}", f"flask_stream:gone:{live}"}
+
+
+# News
+
+
+def test_a_lost_news_connection_comes_back_with_news_of_all_that_is_watched(
+    store: RedisStore, admin: Any
+) -> None:
+    runs = {a_run(store) for _ in range(5)}
+    everything = {News(run, cancel=False) for run in runs}
+    for run in runs:
+        store.watch(run)
+    news_until(store, everything.issubset)
+    quiet(store)
+    for _ in range(3):
+        assert admin.client_kill_filter(_type="pubsub") == 1
+        news_until(store, everything.issubset)
+        quiet(store)
+    run = runs.pop()
+    store.append([a_batch(run, 0)])
+    assert store.news(10) == [News(run, cancel=False)]
+
+
+def test_a_cancel_while_nobody_heard_is_told_later(store: RedisStore, admin: Any) -> None:
+    run, ended = a_run(store), a_run(store)
+    quiet(store)
+    admin.client_kill_filter(_type="pubsub")
+    store.cancel(run)
+    store.cancel(ended)
+    store.append([a_batch(ended, 0, status="done")])
+    assert news_until(store, bool) == {News(run, cancel=True)}
+
+
+def test_news_outlives_a_restart(valkey: Valkey, store: RedisStore) -> None:
+    store.watch("run-that-is-watched")
+    quiet(store)
+    valkey.restart()
+    assert news_until(store, bool) == {News("run-that-is-watched", cancel=False)}
+
+
+def test_a_frozen_server_is_found_out_by_who_waits_for_news(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_stream.stores.redis_news.SILENCE", 0.3)
+    store = RedisStore(valkey.url, timeout=0.3)
+    store.watch("run-that-is-watched")
+    quiet(store)
+    assert store.news(1.5) == [], "silence alone is no trouble while the server answers"
+    valkey.pause()
+    with pytest.raises(StoreError):
+        store.news(20)
+    valkey.resume()
+    assert news_until(store, bool) == {News("run-that-is-watched", cancel=False)}
+    store.close()
+
+
+def test_a_watch_wakes_who_waits_and_a_run_no_longer_watched_is_silent(store: RedisStore) -> None:
+    run = a_run(store)
+    quiet(store)
+    told: list[News] = []
+    waiting = threading.Thread(target=lambda: told.extend(store.news(30)))
+    waiting.start()
+    store.watch(run)
+    waiting.join(10)
+    assert told == [News(run, cancel=False)]
+    # Forgotten and watched again at once, however that is taken together: one piece at least.
+    store.unwatch(run)
+    store.watch(run)
+    assert store.news(10) == [News(run, cancel=False)]
+    store.append([a_batch(run, 0)])
+    news_until(store, {News(run, cancel=False)}.issubset)
+    store.unwatch(run)
+    quiet(store)
+    store.append([a_batch(run, 1)])
+    assert store.news(0.3) == []
+
+
+def test_close_ends_a_wait_for_news(valkey: Valkey) -> None:
+    store = RedisStore(valkey.url)
+    quiet(store)
+    waiting = threading.Thread(target=store.news, args=(60,))
+    waiting.start()
+    store.close()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_two_hundred_watched_runs_cost_one_connection(store: RedisStore, admin: Any) -> None:
+    runs = [a_run(store) for _ in range(200)]
+    before = len(admin.client_list())
+    for run in runs:
+        store.watch(run)
+    news_until(store, {News(run, cancel=False) for run in runs}.issubset)
+    assert len(admin.client_list()) <= before + 1
+    assert len(admin.client_list(_type="pubsub")) == 1
+    for first in range(0, 200, 50):
+        assert all(store.append([a_batch(run, 0) for run in runs[first : first + 50]]))
+    news_until(store, {News(run, cancel=False) for run in runs}.issubset)
+
+
+# At start
+
+
+def test_a_unix_socket_will_do(valkey: Valkey) -> None:
+    store = RedisStore(valkey.unix_url)
+    run = a_run(store)
+    assert store.append([a_batch(run, 0, 2)]) == [True]
+    store.watch(run)
+    assert store.news(10) == [News(run, cancel=False)]
+    store.close()
+
+
+def test_two_services_share_a_server_under_two_prefixes(valkey: Valkey, store: RedisStore) -> None:
+    other = RedisStore(valkey.url, prefix="other:")
+    run = a_run(store)
+    assert other.get(run) is None
+    assert other.adopt(OWNER, 1, 10) == []
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("redis://host:port/0", "Port"),
+        ("redis://host/first", "'first' is not a number"),
+        ("redis://host?nosuch=1", "nosuch"),
+        ("redis://host?db=one", "db"),
+        ("redis://:pass/w0rd@host", "percent-encode"),
+        ("redis://[::1", "not a Redis URL"),
+    ],
+)
+def test_a_bad_url_is_said_at_start(url: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match="STREAM_STORE") as error:
+        RedisStore(url)
+    assert problem in str(error.value)
+    assert "pass" not in str(error.value).replace("password", "")
+    assert "w0rd" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@host:1/2", "redis://host:1/2"),
+        ("rediss://host?password=secret", "rediss://host"),
+        ("redis://:a?secret@host", "redis://…"),
+        ("redis://:secret#a@host", "redis://host"),
+        ("unix://:secret@/run/redis.sock?db=1", "unix:///run/redis.sock"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
+
+
+def test_a_server_that_is_not_there_is_said_at_start() -> None:
+    with pytest.raises(ConfigError, match=r"redis://127\.0\.0\.1:1/0, which does not answer"):
+        RedisStore("redis://127.0.0.1:1/0")
+    with pytest.raises(ConfigError, match=r"unix:///no/such\.sock, which does not answer"):
+        RedisStore("unix:///no/such.sock")
+
+
+def test_a_wrong_password_is_said_at_start() -> None:
+    with Valkey(requirepass="right") as valkey:
+        for url in (valkey.url, valkey.url.replace("//", "//:wr0ng@")):
+            with pytest.raises(ConfigError, match="which does not answer") as error:
+                RedisStore(url)
+            assert "wr0ng" not in str(error.value)
+
+
+def test_an_eviction_policy_that_deletes_logs_is_said_at_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Valkey(maxmemory="100mb", maxmemory_policy="allkeys-lru") as valkey:
+        with pytest.raises(ConfigError, match=r"maxmemory-policy allkeys-lru .* noeviction"):
+            RedisStore(valkey.url)
+        with Redis(port=valkey.port) as admin:
+            admin.config_set("maxmemory-policy", "volatile-lru")
+            RedisStore(valkey.url).close()
+            assert not caplog.messages
+            admin.config_set("maxmemory-policy", "allkeys-lfu")
+            admin.config_set("maxmemory", 0)
+        with caplog.at_level(logging.WARNING):
+            RedisStore(valkey.url).close()
+        assert "allkeys-lfu" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("info", "problem"),
+    [
+        ({"redis_version": "6.0.16"}, "which is version 6.0.16: use Redis 6.2 or later, or Valkey"),
+        ({"redis_version": 5.0}, "which is version 5.0: use Redis 6.2 or later, or Valkey"),
+        ({"redis_version": "6.2.0"}, None),
+        ({"redis_version": 7.4}, None),
+        ({"redis_version": "10.0.1"}, None),
+        (
+            {"redis_version": "7.2.4", "cluster_enabled": 1},
+            "which is part of a cluster: use a server with cluster-enabled no",
+        ),
+    ],
+)
+def test_a_server_is_fit_or_not(info: dict[str, Any], problem: str | None) -> None:
+    assert unfit(info) == problem
+
+
+def test_a_server_that_hides_its_info_is_taken(
+    valkey: Valkey, admin: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    admin.execute_command(
+        "ACL", "SETUSER", "app", "on", ">pw", "~flask_stream:*", "&*", "+@all", "-info"
+    )
+    store = RedisStore(valkey.url.replace("//", "//app:pw@"))
+    assert "does not let its version and memory be seen" in caplog.text
+    run = a_run(store)
+    assert store.append([a_batch(run, 0)]) == [True], "and its keys all have the prefix"
+    store.cancel(run)
+    assert store.news(10) == [News(run, cancel=True)]
+    assert store.append([a_batch(run, 1, status="cancelled")]) == [True]
+    assert store.purge(-1, 10) == 1
+    store.close()
+
+
+def test_without_redis_py_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['redis'] = None; import flask_stream.stores.redis"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "ConfigError: STREAM_STORE" in done.stderr
+    assert "pip install 'flask-llm-stream[redis]'" in done.stderr
+
+
+# Under gevent
+
+_GREENLETS = """
+from gevent import monkey
+monkey.patch_all()
+import sys, threading
+from flask_stream.stores.base import News
+from flask_stream.stores.redis import RedisStore
+from tests.test_redis import a_batch, a_run
+
+store = RedisStore(sys.argv[1])
+runs = [a_run(store) for _ in range(100)]
+heard, done = set(), []
+
+def follow():
+    while len(done) < 100 or len(heard) < 100:
+        heard.update(news.run for news in store.news(1.0))
+
+def write(run):
+    store.watch(run)
+    for turn in range(20):
+        assert store.append([a_batch(run, 2 * turn, 2)]) == [True]
+    assert [event.seq for event in store.read(run, 0, 100)] == list(range(1, 41))
+    done.append(run)
+
+threads = [threading.Thread(target=write, args=(run,)) for run in runs]
+threads.append(threading.Thread(target=follow))
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(60)
+info = store._redis.info("clients")
+print(len(done), len(heard), info["connected_clients"])
+store.close()
+"""
+
+
+def test_a_hundred_greenlets_share_a_few_connections(valkey: Valkey) -> None:
+    command = [sys.executable, "-W", "error", "-c", _GREENLETS, valkey.url]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    writers, heard, connections = map(int, done.stdout.split())
+    assert (writers, heard) == (100, 100)
+    assert connections <= 17
