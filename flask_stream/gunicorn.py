@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 worker_class = "gevent"
-# Logs in memory are those of one process.
+# One holds thousands of streams; more are for more cores.
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
 worker_connections = 10_000
 # Of the worker's heartbeat, not of a stream: streams may live for ever.

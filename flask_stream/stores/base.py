@@ -95,15 +95,15 @@ class Store(ABC):
         """Store every batch whole, in one round trip; True for each that is stored.
 
         False: the owner does not hold the run (any more), the run has ended, or its log does
-        not end at `after`. A batch that is already there, to the letter of its seqs and owner,
-        is True: a repeated call stores nothing twice.
+        not end at `after`. The log's last batch once more, the same to the letter and from the
+        same owner, is True: a repeated call stores nothing twice.
         """
 
     @abstractmethod
     def read(self, run: str, after: int, limit: int) -> list[Event]:
-        """Events with a seq above `after`, in order without a gap; about `limit` of them.
+        """Events with a seq above `after`, in order without a gap: `limit` of them, or all.
 
-        Empty when there are none, also for an unknown run. Never empty when there are some.
+        There may be some more, where they are stored together. Empty for an unknown run.
         """
 
     @abstractmethod

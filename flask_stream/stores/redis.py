@@ -77,12 +77,11 @@ class RedisStore(Store):
     def append(self, batches: Sequence[Batch]) -> list[bool]:
         if not batches:
             return []
-        keys = [self._live, self._ended, self._cancelled]
-        arguments: list[str | int] = [self._news]
+        keys = (self._live, self._ended, self._cancelled)
+        arguments = [self._run, self._log, self._news]
         for run, owner, after, events, status in batches:
-            keys += (self._run + run, self._log + run)
-            lines = "\n".join([f"{type}\t{data}" for _, type, data in events])
-            arguments += (run, owner, after, events[-1].seq, status or "", lines)
+            arguments.append(f"{run}\t{owner}\t{after}\t{events[-1].seq}\t{status or ''}")
+            arguments.append("\n".join([f"{type}\t{data}" for _, type, data in events]))
         with self._errors():
             return [stored == 1 for stored in self._call(_APPEND, keys, *arguments)]
 
