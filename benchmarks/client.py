@@ -1,0 +1,178 @@
+"""The client: one process, one loop, and no work while the clock runs but to receive.
+
+Only what came and when is noted then. What it means is found out afterwards: every token's
+time of arrival, and whether every text is, word for word, what the model said.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import selectors
+import socket
+import sys
+import time
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+from .shapes import SHAPES, Shape, tokens_of
+from .words import words
+
+#: A stream from which nothing has come for so long is given up.
+SILENCE = 60.0
+
+
+@dataclass(slots=True)
+class Job:
+    """Keep `streams` open at once until `total` were read, or `cap` seconds are over.
+
+    `requests` are asked in turn. Each answer has `tokens` tokens in the words of `shape`.
+    """
+
+    port: int
+    requests: list[str]
+    shape: str
+    tokens: int
+    streams: int
+    total: int
+    cap: float
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a job saw. Times in seconds; `gap_p99` over all tokens but each stream's first."""
+
+    tokens: int
+    seconds: float
+    whole: int
+    cut: int
+    first_p50: float
+    first_p99: float
+    gap_p99: float
+    error: str = ""
+
+
+class _Stream:
+    __slots__ = ("began", "data", "done", "marks", "request", "sock", "times")
+
+    def __init__(self, port: int, request: bytes) -> None:
+        self.request = request
+        self.data = bytearray()
+        self.times: list[float] = []
+        self.marks: list[int] = []
+        self.done = False
+        self.began = time.perf_counter()
+        self.sock = socket.socket()
+        self.sock.setblocking(False)
+        self.sock.connect_ex(("127.0.0.1", port))
+
+
+def receive(job: Job) -> tuple[list[_Stream], float]:
+    """Read the streams; all that were opened, and when the first was."""
+    selector = selectors.DefaultSelector()
+    requests = [request.encode() for request in job.requests]
+    opened: list[_Stream] = []
+    clock = time.perf_counter
+    began = heard = clock()
+    live = 0
+
+    def start() -> None:
+        stream = _Stream(job.port, requests[len(opened) % len(requests)])
+        opened.append(stream)
+        selector.register(stream.sock, selectors.EVENT_WRITE, stream)
+
+    for _ in range(min(job.streams, job.total)):
+        start()
+        live += 1
+    while live and clock() - began < job.cap and clock() - heard < SILENCE:
+        for key, events in selector.select(0.1):
+            stream: _Stream = key.data
+            if events & selectors.EVENT_WRITE:
+                stream.sock.send(stream.request)
+                selector.modify(stream.sock, selectors.EVENT_READ, stream)
+                continue
+            data = stream.sock.recv(262_144)
+            heard = clock()
+            if data:
+                stream.data += data
+                stream.times.append(heard)
+                stream.marks.append(len(stream.data))
+                continue
+            stream.done = True
+            selector.unregister(stream.sock)
+            stream.sock.close()
+            if len(opened) < job.total:
+                start()
+            else:
+                live -= 1
+    for stream in opened:
+        stream.sock.close()
+    selector.close()
+    return opened, began
+
+
+def judge(job: Job, opened: list[_Stream], began: float) -> Seen:
+    """What was seen. A text that is not the model's makes it an error."""
+    said, shape = words(job.tokens), SHAPES[job.shape]
+    firsts: list[float] = []
+    gaps: list[float] = []
+    tokens = whole = cut = 0
+    last = began
+    for stream in opened:
+        if not stream.done and not stream.data:
+            cut += 1
+            continue
+        try:
+            times = _arrivals(stream, said, shape)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            return Seen(0, 0, 0, 0, 0, 0, 0, error=f"{type(error).__name__}: {error}")
+        if stream.done:
+            whole += 1
+        else:
+            cut += 1
+        if times:
+            tokens += len(times)
+            firsts.append(times[0] - stream.began)
+            gaps += [after - before for before, after in pairwise(times)]
+            last = max(last, times[-1])
+    if not tokens:
+        return Seen(0, 0, 0, 0, 0, 0, 0, error="no token came")
+    return Seen(
+        tokens, last - began, whole, cut, part(firsts, 0.5), part(firsts, 0.99), part(gaps, 0.99)
+    )
+
+
+def _arrivals(stream: _Stream, said: list[str], shape: Shape) -> list[float]:
+    found = tokens_of(bytes(stream.data), shape)
+    text = [token for token, _ in found]
+    if text != said[: len(text)]:
+        raise ValueError(f"the text is not the model's: {''.join(text)[:80]!r}")
+    if stream.done and len(text) != len(said):
+        raise ValueError(f"the stream ended after {len(text)} of {len(said)} tokens")
+    return [stream.times[bisect_left(stream.marks, at)] for _, at in found]
+
+
+def part(values: list[float], share: float) -> float:
+    """The value below which that share of the values is; 0 of none."""
+    values = sorted(values)
+    return values[min(int(len(values) * share), len(values) - 1)] if values else 0.0
+
+
+def main() -> None:
+    """Do the jobs that come in, one JSON object per line; two lines come out for each."""
+    for line in sys.stdin:
+        job = Job(**json.loads(line))
+        gc.collect()
+        gc.disable()
+        opened, began = receive(job)
+        gc.enable()
+        # Told at once: what the server goes on to use is not for what was seen.
+        print("received", flush=True)
+        answer: dict[str, Any] = asdict(judge(job, opened, began))
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

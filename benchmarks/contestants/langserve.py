@@ -1,0 +1,11 @@
+"""LangServe: `add_routes`, its `/stream`; nothing is stored."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from langserve import add_routes
+
+from ..model import chosen
+
+app = FastAPI()
+add_routes(app, chosen(), path="/chat", enabled_endpoints=["stream"])

