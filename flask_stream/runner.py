@@ -120,7 +120,7 @@ class Runner:
                 if self._stop is not None:
                     return
                 if now > give_way:
-                    time.sleep(0)
+                    tasks.give_way()
                     while log.full and self._stop is None:
                         time.sleep(SLICE)
                     slice = min(slice * 2, SLICE)

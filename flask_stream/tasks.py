@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -91,6 +93,30 @@ def start(target: Callable[[], None], name: str) -> Task:
     if _patched():
         return _GreenletTask(run, name)
     return _ThreadTask(run, name)
+
+
+_line: deque[threading.Lock] = deque()
+
+
+def give_way() -> None:
+    """Let everybody else do what they have to do, then go on.
+
+    For work that never waits by itself. `time.sleep(0)` is not enough under gevent: those who
+    slept for nothing are all resumed before sockets are looked at again. Here they stand in a
+    line, and the first of it goes on after a whole round of the loop.
+    """
+    me = threading.Lock()
+    me.acquire()
+    _line.append(me)
+    try:
+        if _line[0] is not me:
+            me.acquire()
+        time.sleep(1e-6)
+    finally:
+        first = _line[0] is me
+        _line.remove(me)
+        if first and _line:
+            _line[0].release()
 
 
 class Every:
