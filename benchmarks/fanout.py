@@ -1,36 +1,41 @@
-"""What it costs the server to tell one event to one of 2,000 viewers of a run."""
+"""What an event of a live run costs for each of very many viewers."""
 
 from __future__ import annotations
 
-import selectors
-import time
+import json
+import urllib.request
+from statistics import median
+from typing import Any
 
+from .client import Job
 from .contest import serving
-from .field import BY_NAME, OURS
-from .processes import cpu
-from .viewers import VIEWERS, start, watching
+from .field import Contestant, request
+from .processes import Client, cores
+from .viewers import start_run
 
-SECONDS = 10.0
+VIEWERS = 2000
+EVENTS = 20
+ROUNDS = 3
 
-
-def fanout() -> dict[str, float]:
-    """Microseconds of the server's CPU per viewer and event, at 5 events/s, each told alone."""
-    with serving(BY_NAME[OURS], {"BENCH_TOKENS": "1"}) as server:
-        path = start(server.port, "600 0.2")
-        with watching(server.port, path, VIEWERS) as opened, selectors.DefaultSelector() as all_of:
-            for sock in opened:
-                sock.setblocking(False)
-                all_of.register(sock, selectors.EVENT_READ)
-            _read(all_of, 2.0)
-            before = cpu(server.process.pid)
-            events = _read(all_of, SECONDS)
-            return {OURS: (cpu(server.process.pid) - before) / events * 1e6}
+_OURS = Contestant("ours", "waiting", "gunicorn", "native", store="memory")
 
 
-def _read(selector: selectors.DefaultSelector, seconds: float) -> int:
-    """Read for so long; the events that came."""
-    events, until = 0, time.monotonic() + seconds
-    while time.monotonic() < until:
-        for key, _ in selector.select(0.1):
-            events += key.fileobj.recv(65536).count(b"\ndata:")  # type: ignore[union-attr]
-    return events
+def fanout() -> list[dict[str, Any]]:
+    """Microseconds of the worker's CPU per viewer and event, each event delivered alone."""
+    with Client(cores()[1]) as client:
+        cost = median(_cost(client) for _ in range(ROUNDS))
+    what = f"per viewer and event, {VIEWERS:,} viewers of one live run"
+    return [{"what": what, "figure": cost, "unit": "µs of CPU", "limit": 40, "at_least": False}]
+
+
+def _cost(client: Client) -> float:
+    env = {"BENCH_VIEWERS": str(VIEWERS), "BENCH_TOKENS": str(EVENTS)}
+    with serving(_OURS, env) as server:
+        path = start_run(server.port, "speak") + "/events"
+        job = Job(server.port, [request(path)], "native", EVENTS, VIEWERS, VIEWERS, cap=90)
+        seen = client.do(job)
+        if seen.error or seen.cut:
+            raise RuntimeError(f"fan-out: {seen.error or 'cut off'}")
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/used") as answer:
+            used: float = json.load(answer)["seconds"]
+    return used / (VIEWERS * EVENTS) * 1e6

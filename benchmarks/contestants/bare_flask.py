@@ -6,16 +6,15 @@ from collections.abc import Iterator
 
 from flask import Flask, Response, stream_with_context
 
-from ..model import INPUT, chosen, text
+from ..model import asked, chain, text
 
 app = Flask(__name__)
-chain = chosen()
 
 
 @app.get("/stream")
 def stream() -> Response:
     def told() -> Iterator[str]:
-        for piece in chain.stream(INPUT):
-            yield f"data: {text(piece)}\n\n"
+        for chunk in chain.stream(asked):
+            yield f"data: {text(chunk)}\n\n"
 
     return Response(stream_with_context(told()), mimetype="text/event-stream")

@@ -7,16 +7,15 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from sse_starlette import EventSourceResponse
 
-from ..model import INPUT, chosen, text
+from ..model import asked, chain, text
 
 app = FastAPI()
-chain = chosen()
 
 
 async def told() -> AsyncIterator[dict[str, str]]:
-    async for piece in chain.astream(INPUT):
-        if said := text(piece):
-            yield {"data": said}
+    async for chunk in chain.astream(asked):
+        if token := text(chunk):
+            yield {"data": token}
 
 
 @app.get("/stream")

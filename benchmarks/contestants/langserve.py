@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from langserve import add_routes
 
-from ..model import chosen
+from ..model import chain
 
 app = FastAPI()
-add_routes(app, chosen(), path="/chat", enabled_endpoints=["stream"])
+add_routes(app, chain, path="/chat", enabled_endpoints=["stream"])

@@ -16,10 +16,9 @@ from fastapi_resumable_stream import (
 )
 from redis.asyncio import Redis
 
-from ..model import INPUT, chosen, text
+from ..model import asked, chain, text
 
 app = FastAPI()
-chain = chosen()
 # Each stream holds a connection for its subscription and takes others for its commands: with
 # redis-py's own limit of 100 connections, half of 200 streams would fail.
 redis = Redis.from_url(os.environ["BENCH_STORE"], max_connections=10_000)
@@ -30,12 +29,15 @@ stop = StopController(redis)
 
 async def told() -> AsyncIterator[str]:
     # `astream`, not the `astream_events` of its LangChain recipe, which costs half as much again.
-    async for piece in chain.astream(INPUT):
-        if said := text(piece):
-            yield f"data: {said}\n\n"
+    async for chunk in chain.astream(asked):
+        if token := text(chunk):
+            yield f"data: {token}\n\n"
 
 
 @app.get("/stream")
 async def stream() -> StreamingResponse:
     run = uuid.uuid4().hex
-    return await start_conversation_stream(resumable, registry, stop, run, run, told)
+    answer: StreamingResponse = await start_conversation_stream(
+        resumable, registry, stop, run, run, told
+    )
+    return answer

@@ -1,0 +1,20 @@
+"""The floor: a Flask generator that says one word and waits. No server of this kind costs less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gevent.event
+from flask import Flask, Response
+
+app = Flask(__name__)
+never = gevent.event.Event()
+
+
+@app.get("/stream")
+def stream() -> Response:
+    def told() -> Iterator[str]:
+        yield "data: .\n\n"
+        never.wait()
+
+    return Response(told(), mimetype="text/event-stream")
