@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 
 from tests.valkey import Valkey
 
@@ -61,7 +62,9 @@ def serving(contestant: Contestant, env: dict[str, str]) -> Iterator[Server]:
     server_core, other = cores()
     with ExitStack() as stack:
         store = None
-        url = {"memory": "memory://", "sqlite": "sqlite:///bench.db"}.get(contestant.store, "")
+        folder = stack.enter_context(TemporaryDirectory())
+        file = f"sqlite:///{folder}/runs.db"
+        url = {"memory": "memory://", "sqlite": file}.get(contestant.store, "")
         if contestant.store == "valkey":
             store = stack.enter_context(Valkey())
             os.sched_setaffinity(store.pid, other)

@@ -6,10 +6,12 @@ import logging
 from typing import Any
 
 from flask import Flask
+from werkzeug.exceptions import HTTPException
 
 from .chains.chat import Chat
 from .chains.models import chosen
 from .extension import FlaskStream, Service
+from .problems import http_problem
 from .sources.langchain import history
 
 
@@ -29,6 +31,8 @@ def create_app(**settings: Any) -> Flask:
         for chatty in ("httpx", "httpx2"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
 
+    # Beside the blueprint's own: what no route of it was found for.
+    app.register_error_handler(HTTPException, http_problem)
     stream = FlaskStream(app, **settings)
     service: Service = app.extensions["flask_stream"]
     chosen(service.settings)  # a wrong name is told now, not when the first person asks

@@ -46,7 +46,11 @@ class Settings:
     system_prompt: str = _setting(
         "You are a helpful assistant.", "What the built-in `chat` tells its model first."
     )
-    temperature: float | None = _setting(None, "The model's temperature.", least=0)
+    temperature: float | None = _setting(
+        None,
+        "The model's temperature. Not set: 0.2 for a local model, else the provider's.",
+        least=0,
+    )
     max_tokens: int | None = _setting(1024, "Tokens that the model may answer with.", least=1)
     history_tokens: int = _setting(
         1024, "Tokens of earlier turns, about, that `chat` brings along.", least=0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gunicorn.workers.base import Worker
 
     from .chains.local import LocalServer
+    from .extension import Service
 
 __all__ = [
     "worker_class",
@@ -108,8 +109,12 @@ def _no_fault(record: logging.LogRecord) -> bool:
 
 def worker_exit(server: Arbiter, worker: Worker) -> None:
     """Stay until the live runs have ended: the worker goes as soon as its last reader has."""
+    worker.alive = False  # it may leave for another reason, such as a master that is gone
     for drain in _drains:
         drain.join()
+    service = _service(worker)
+    if service is not None:
+        service.close()
 
 
 def worker_int(worker: Worker) -> None:
@@ -124,6 +129,12 @@ def _drain_at_end(worker: Any) -> None:
 
 
 def _drain(worker: Any, grace: float) -> None:
-    service = getattr(worker.wsgi, "extensions", {}).get("flask_stream")
+    service = _service(worker)
     if service is not None:
         service.drain(grace)
+
+
+def _service(worker: Any) -> Service | None:
+    # Not there when the app could not be loaded, or is none of Flask's.
+    extensions: dict[str, Service] = getattr(worker.wsgi, "extensions", {})
+    return extensions.get("flask_stream")

@@ -86,11 +86,16 @@ class Log:
             self._end = status, data
         self._commit(self)
         if self.trouble is Trouble.UNREACHABLE:
-            # Shown although it is not stored, and so without a place in the log: a viewer who
-            # waits for the store to come back would wait for nothing.
-            self.tail.fail(Event(0, "end", data))
-            self.settled.set()
+            self.tell(data)
         return True
+
+    def tell(self, data: str) -> None:
+        """Show those who read here an `end` that is not stored, and so has no place in the log.
+
+        Who waits for the store to come back would wait for nothing.
+        """
+        self.tail.fail(Event(0, "end", data))
+        self.settled.set()
 
     @property
     def closed(self) -> bool:

@@ -46,14 +46,18 @@ def json_body(most: int) -> dict[str, Any]:
     Raises RequestError for anything but a JSON object of UTF-8 text.
     """
     if request.mimetype != "application/json":
-        raise UnsupportedType("Send JSON, with Content-Type: application/json.")
+        raise UnsupportedType(
+            "Send JSON, with Content-Type: application/json.", field="Content-Type"
+        )
     if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise UnsupportedType("Send the body as it is, without Content-Encoding.")
+        raise UnsupportedType(
+            "Send the body as it is, without Content-Encoding.", field="Content-Encoding"
+        )
     # Read here to the limit and a byte: a chunked body says nothing of its length beforehand.
     request.max_content_length = None
     raw = request.stream.read(most + 1) if (request.content_length or 0) <= most else None
     if raw is None or len(raw) > most:
-        raise TooLarge(f"The body has more than {most} bytes.")
+        raise TooLarge(f"The body has more than {most} bytes.", field="body")
     try:
         body = json.loads(raw, parse_constant=_no_constant)
     except (ValueError, RecursionError):
@@ -120,7 +124,8 @@ def cursor(run: str | None) -> Cursor | None:
             try:
                 return Cursor.of(run, text) if run else Cursor.parse(text)
             except ValueError:
-                raise BadRequest("A cursor is <run>:<seq>.", field=field) from None
+                form = "<seq> or <run>:<seq>" if run else "<run>:<seq>"
+                raise BadRequest(f"A cursor is {form}.", field=field) from None
     return None
 
 

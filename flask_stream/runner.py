@@ -178,6 +178,9 @@ class Runner:
     def trouble(self, what: Trouble) -> None:
         """The log cannot be written."""
         self.stop(Stop.STORE if what is Trouble.UNREACHABLE else Stop.LOST)
+        if what is Trouble.UNREACHABLE and self.log.closed:
+            # It had said its last word already, and that is what could not be stored.
+            self.log.tell(ending(Stop.STORE.status, Stop.STORE.code))
 
 
 def ending(status: str, code: Code | None) -> str:

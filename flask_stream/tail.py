@@ -41,7 +41,7 @@ class Tail:
     `start` is the seq before the oldest event kept, `last` that of the newest.
     """
 
-    __slots__ = ("_readers", "_shared", "events", "failure", "last", "owned", "start")
+    __slots__ = ("_lock", "_readers", "_shared", "events", "failure", "last", "owned", "start")
 
     def __init__(self, start: int, owned: bool) -> None:
         self.start = self.last = start
@@ -51,21 +51,25 @@ class Tail:
         self.failure: Event | None = None
         self._readers: dict[Reader, None] = {}
         self._shared: Shared | None = None
+        self._lock = threading.Lock()
 
     def extend(self, events: Sequence[Event]) -> None:
         """Take events that are stored, leaving out those already here, and wake the readers."""
-        new = events
-        if events and events[0].seq <= self.last:
-            new = [event for event in events if event.seq > self.last]
-        if not new:
-            return
-        kept = [*self.events, *new]
-        if len(kept) > KEPT:
-            self.start = kept[-KEPT].seq - 1
+        with self._lock:
+            new = events
+            if events and events[0].seq <= self.last:
+                new = [event for event in events if event.seq > self.last]
+            if not new:
+                return
+            # A run that was taken over from a dead worker may be further than is known here: the
+            # tail begins anew, and the store has what is between.
+            kept = [*self.events, *new] if new[0].seq == self.last + 1 else list(new)
             kept = kept[-KEPT:]
-        # Replaced, never changed in place: a reader on another thread may be slicing it.
-        self.events = kept
-        self.last = new[-1].seq
+            # The start goes first: a reader on another thread that is now behind it turns to the
+            # store. And the list is replaced, never changed: that reader may be slicing it.
+            self.start = kept[0].seq - 1
+            self.events = kept
+            self.last = new[-1].seq
         self.wake()
 
     def fail(self, end: Event) -> None:
@@ -80,7 +84,9 @@ class Tail:
             return None
         if shared is None or shared.after != after or shared.last != events[-1].seq:
             behind = events[-1].seq - after
-            shared = self._shared = Shared(after, events[-behind:] if behind else events)
+            if behind > len(events):
+                return None  # it began anew just now: the reader has been woken, and looks again
+            shared = self._shared = Shared(after, events[-behind:])
         return shared
 
     def wake(self) -> None:

@@ -343,7 +343,7 @@ def test_a_bad_question_is_refused(
         (b'{"question": "q", "parent": "0123456789abcdef"}', 404, "parent"),
         (b'{"question": "q", "conversation": ""}', 400, "conversation"),
         (b'{"question": "q", "format": "pdf"}', 400, "format"),
-        (b" " * 1_048_577, 413, None),
+        (b" " * 1_048_577, 413, "body"),
     ],
 )
 def test_a_bad_body_is_refused(
@@ -370,7 +370,7 @@ def test_another_content_type_is_refused(service: Server, provider: Provider, ty
     headers = {"Content-Type": type} if type else {}
     body = b'{"question": "q"}'
     url = f"{service.url}/stream_chat"
-    refused(request("POST", url, body=body, headers=headers), 415, None)
+    refused(request("POST", url, body=body, headers=headers), 415, "Content-Type")
     assert not provider.calls
 
 

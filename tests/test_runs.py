@@ -240,6 +240,25 @@ def test_nothing_is_shown_that_is_not_stored(
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
 
 
+def test_an_end_that_cannot_be_stored_is_no_end(make: Make, store: MoodyStore) -> None:
+    def chain(_: str) -> Iterator[str]:
+        yield "a"
+        time.sleep(0.2)
+        store.away = True
+
+    runs = make(chain, lease=1)
+    run, _ = runs.start("chain", QUESTION)
+    events = read(runs, run.id)
+    assert (events[-1].seq, events[-1].type) == (0, "end")
+    assert end_of(events)["error"]["code"] == "store_error"
+    store.away = False
+    until = time.monotonic() + 20
+    while runs.get(run.id).live and time.monotonic() < until:
+        time.sleep(0.05)
+    # It had ended, and well: whoever comes later is told so.
+    assert end_of(read(runs, run.id))["status"] == "done"
+
+
 def test_one_of_many_starts_asks_the_chain(make: Make) -> None:
     asked: list[str] = []
 

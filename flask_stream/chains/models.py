@@ -66,19 +66,29 @@ def _openai(name: str, settings: Settings) -> BaseChatModel:
 
 
 def _local(name: str, settings: Settings) -> BaseChatModel:
-    if settings.local_url:
-        return _chat_openai(_alias(name), settings, settings.local_url, settings.local_key)
-    # No gunicorn master has started it (`flask run`, a notebook): it is this process's own.
-    server = start_local(name, settings.cache)
-    return _chat_openai(_alias(name), settings, server.url, server.api_key)
+    url, key = settings.local_url, settings.local_key
+    if not url:
+        # No gunicorn master has started it (`flask run`, a notebook): it is this process's own.
+        server = start_local(name, settings.cache)
+        url, key = server.url, server.api_key
+    return _chat_openai(_alias(name), settings, url, key, temperature=0.2)
 
 
-def _chat_openai(name: str, settings: Settings, url: str | None, key: str | None) -> ChatOpenAI:
+def _chat_openai(
+    name: str,
+    settings: Settings,
+    url: str | None,
+    key: str | None,
+    temperature: float | None = None,
+) -> ChatOpenAI:
+    """`temperature` is for where the settings have none: a small model needs a low one."""
+    if settings.temperature is not None:
+        temperature = settings.temperature
     return ChatOpenAI(
         model=name,
         base_url=url,
         api_key=lambda: key or "",
-        temperature=settings.temperature,
+        temperature=temperature,
         max_completion_tokens=settings.max_tokens,
         max_retries=settings.model_retries,
         timeout=settings.silence_timeout,

@@ -122,7 +122,8 @@ class SSE:
                 sock.settimeout(self._pace.write_timeout)
                 # Finds the peer that went without a word, which a write would not for minutes.
                 timeout = int(self._pace.write_timeout * 1000)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout)
+                if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout)
         stream = _Stream(reader, sock, time.monotonic() + self._pace.heartbeat)
         with self._lock:
             self._open[stream] = None
