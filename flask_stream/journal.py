@@ -62,9 +62,12 @@ class Journal:
         self._start()
         with self._lock:
             tail = self._tails.get(run.id)
+            followed = tail is not None and not tail.owned
             if tail is None:
                 tail = self._tails[run.id] = Tail(run.seq, owned=True)
             tail.owned = True
+        if followed:
+            self.store.unwatch(run.id)  # taken over: what is new is said here from now on
         return Log(run, owner, tail, self.commit, on_trouble)
 
     def release(self, log: Log) -> None:

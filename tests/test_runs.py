@@ -305,6 +305,20 @@ def test_a_run_whose_owner_is_gone_is_ended_by_whoever_looks(make: Make, store: 
     assert not store.append([Batch(run.id, "somebody else", 0, [Event(1, "chunk", "{}")], None)])[0]
 
 
+def test_a_run_that_was_followed_and_is_taken_over_is_followed_no_more(
+    make: Make, store: MoodyStore
+) -> None:
+    run = Run(new_id(), "chain", new_id(), None, "", '{"question":"?"}', time.time())
+    assert store.create(run, "somebody else", lease=0.7) is None
+    runs = make(lambda q: iter("a"), lease=1)
+    reader = runs.read(Cursor(run.id, 0))
+    assert reader is not None
+    assert store._watched == {run.id}
+    assert end_of(read(runs, run.id))["error"]["code"] == "worker_lost"
+    reader.close()
+    assert store._watched == set()
+
+
 def test_places_that_cannot_be_are_refused(make: Make, gate: threading.Event) -> None:
     def chain(_: str) -> Iterator[str]:
         yield "a"
