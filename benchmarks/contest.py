@@ -17,7 +17,16 @@ from .field import Contestant
 from .processes import Client, Process, cores, cpu, forget_peak, free_port, memory, settle
 
 #: Our gunicorn settings would start the embedded model, which nobody asks here.
-OWN = {"FLASK_STREAM_MODEL": "openai:bench", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+OWN = {
+    "FLASK_SECRET_KEY": "a key for benchmarks",
+    "FLASK_STREAM_MODEL": "openai:bench",
+    "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
+    # Everybody here has one address, and nobody has a limit.
+    "FLASK_STREAM_START_LIMIT": "",
+    "FLASK_STREAM_ADDRESS_LIMIT": "",
+    "FLASK_STREAM_MAX_RUNS_PER_ADDRESS": "0",
+    "FLASK_STREAM_MAX_STREAMS_PER_ADDRESS": "0",
+}
 #: Streams read one after another where only one is open at once.
 ALONE = 10
 

@@ -1,44 +1,176 @@
-"""Who may start a run: a page of this site, a page of a listed origin, or no browser at all.
+"""Access: who stands before us, what they may start, and which runs are theirs.
 
-CORS keeps a foreign page from reading an answer. It does not keep it from asking, and asking is
-what costs money: an image, a prefetch or a form of any site reaches the view.
+Brings together where a request comes from (`origins`), who it says that it is (`identity`,
+`tickets`) and how much that one may have (`quotas`). Every transport asks here, and only here.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
-from urllib.parse import urlsplit
+import ipaddress
+import logging
+from dataclasses import dataclass
 
-from flask import Request
+from flask import Flask, Request, Response
 
-from .errors import ConfigError, Forbidden
+from .config import Settings
+from .errors import BadRequest, Forbidden, NotFound, StoreError, Unauthorized, Unavailable
+from .identity import Auth, make_auth, site
+from .keys import Keys
+from .origins import Origins
+from .quotas import Quotas
+from .stores.base import Store
+from .tickets import Opened, Tickets
 
-_ORIGIN = re.compile(r"https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+logger = logging.getLogger(__name__)
 
 
-def listed(origins: str) -> list[str]:
-    """The origins in a setting's text. Raises ConfigError for what is no origin."""
-    found = origins.split()
-    for origin in found:
-        # As a browser writes it, or it would never match: in lower case, and nothing after it.
-        if _ORIGIN.fullmatch(origin) is None:
-            raise ConfigError(
-                "STREAM_ORIGINS",
-                f"has {origin!r}, and should have origins such as https://example.org",
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who made a request: the principal whose runs these are, and from which address.
+
+    `known` is whether it is somebody, and not anyone. Who comes with a ticket has the one run
+    of that ticket, and acts for whoever the ticket was made for.
+    """
+
+    principal: str
+    address: str
+    known: bool
+    carried: bool = False
+    expires: float | None = None
+    ticket: Opened | None = None
+
+    def check_run(self, run: str) -> None:
+        """Raise NotFound for a run that is not the ticket's own."""
+        if self.ticket is not None and self.ticket.ticket.run != run:
+            raise NotFound("There is no such run.", field="run")
+
+
+class Access:
+    """The access of one app. Raises ConfigError for settings that cannot work."""
+
+    def __init__(self, app: Flask, settings: Settings, store: Store) -> None:
+        self.origins = Origins(settings.origins)
+        self.keys = Keys(app, settings.api_keys)
+        self.quotas = Quotas(app, settings, store)
+        self._auth: Auth = make_auth(settings, self.keys)
+        self.tickets = Tickets(self.keys, settings.ticket_age, settings.run_timeout)
+        self._store = store
+        self._revoked_for = settings.session_age
+        self._proxies = settings.proxies
+        if self.origins.any:
+            logger.warning(
+                "STREAM_ORIGINS is *: pages of any site may ask the chains added with "
+                "public=True, and no others"
             )
-    return found
 
+    # Who
 
-def check_start(request: Request, origins: Collection[str]) -> None:
-    """Raise Forbidden for a request that a foreign page has made."""
-    origin = request.headers.get("Origin")
-    if origin in origins:
-        return
-    site = request.headers.get("Sec-Fetch-Site")
-    if site is not None:
-        own = site in ("same-origin", "none")
-    else:
-        own = origin is None or urlsplit(origin).netloc == request.host
-    if not own:
-        raise Forbidden("This site's pages may not ask here. See STREAM_ORIGINS.")
+    def visitor(self, request: Request) -> Visitor:
+        """Who made this request.
+
+        Raises Unauthorized for a token, a key or a ticket that is not, or no longer, good, and
+        Unavailable when that cannot be told.
+        """
+        address = self._address(request)
+        text = request.args.get("ticket")
+        if text is not None:
+            opened = self.tickets.open(text)
+            principal, expires = opened.ticket.principal, opened.expires
+            self._check_revoked(principal)
+            return Visitor(principal, address, True, True, expires, opened)
+        found = site(request, self.keys) or self._auth.identify(request)
+        if found is None:
+            return Visitor(f"anyone:{self.keys.fingerprint(address)}", address, False)
+        self._check_revoked(found.principal)
+        return Visitor(found.principal, address, True, found.carried, found.expires)
+
+    def still(self, request: Request, before: Visitor) -> str | None:
+        """Why who made this request may no longer read; None if they may.
+
+        For streams that stay open: a token runs out, a session is revoked, a person signs out.
+        """
+        if not before.known:
+            return None
+        try:
+            now = self.visitor(request)
+        except Unauthorized as error:
+            return error.detail
+        except Unavailable:
+            return None  # nobody is sent away because we cannot tell
+        return None if now.principal == before.principal else "The sign-in has ended."
+
+    def revoke(self, principal: str) -> None:
+        """Let a principal's sessions, tokens and tickets count no longer. Raises StoreError."""
+        self._store.count(f"revoked:{principal}", 1, self._revoked_for)
+
+    def _check_revoked(self, principal: str) -> None:
+        try:
+            revoked = self._store.count(f"revoked:{principal}", 0, 1)
+        except StoreError as error:
+            logger.error("store: %s: nobody can be told from anybody", error)
+            raise Unavailable("Answers cannot be read right now.", retry_after=2) from error
+        if revoked:
+            raise Unauthorized("The sign-in has ended.")
+
+    def _address(self, request: Request) -> str:
+        if not self._proxies and "X-Forwarded-For" in request.headers:
+            self._proxies = -1  # once
+            logger.warning(
+                "requests come through a proxy, and are all limited as one address: "
+                "set STREAM_PROXIES to how many proxies there are"
+            )
+        address = request.remote_addr or ""
+        try:
+            found = ipaddress.ip_address(address)
+        except ValueError:
+            return address or "nowhere"  # a Unix socket has none
+        if isinstance(found, ipaddress.IPv6Address):
+            # One subscriber has a whole /64.
+            return str(ipaddress.ip_network((found, 64), strict=False))
+        return str(found)
+
+    # What they may do
+
+    def check_change(self, request: Request) -> None:
+        """Raise Forbidden where a foreign page's request would change something.
+
+        Not for those who carry a token or a ticket, which no browser adds by itself.
+        """
+        if "Authorization" not in request.headers and "ticket" not in request.args:
+            # Whether it may ask a public chain is looked at when it asks.
+            self.origins.check_page(request, public=True)
+
+    def check_start(self, request: Request, visitor: Visitor, *, public: bool) -> None:
+        """Raise Forbidden, or Unauthorized, where this request may not start a run."""
+        if request.method == "GET":
+            self.origins.check_script(request)
+        if not visitor.carried:
+            self.origins.check_page(request, public=public)
+        if not visitor.known and not public and not self._auth.open:
+            raise Unauthorized("Sign in to ask here.")
+
+    def welcome(self, request: Request, response: Response) -> None:
+        """Give a visitor of our own pages a session, where that is how people are known."""
+        try:
+            self.visitor(request)
+        except Unauthorized:
+            self._auth.welcome(request, response, anew=True)
+        else:
+            self._auth.welcome(request, response, anew=False)
+
+    # Tickets
+
+    def issuer(self, visitor: Visitor, user: str | None) -> str:
+        """Whose run a ticket made for this visitor starts: theirs, or their site's user's.
+
+        Raises Unauthorized for anyone, Forbidden for who has only a ticket, and BadRequest.
+        """
+        if not visitor.known:
+            raise Unauthorized("Sign in, or send an API key, to have a ticket.")
+        if visitor.ticket is not None:
+            raise Forbidden("A ticket makes no tickets.")
+        if user is None:
+            return visitor.principal
+        if not visitor.principal.startswith("site:"):
+            raise BadRequest("Only a site with an API key names its users.", field="user")
+        return f"{visitor.principal}/{user}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from typing import Any
 
 from flask import Flask
@@ -11,8 +12,11 @@ from werkzeug.exceptions import HTTPException
 from .chains.chat import Chat
 from .chains.models import chosen
 from .extension import FlaskStream, Service
+from .logs import set_up
 from .problems import http_problem
 from .sources.langchain import history
+
+logger = logging.getLogger(__name__)
 
 
 def create_app(**settings: Any) -> Flask:
@@ -24,17 +28,17 @@ def create_app(**settings: Any) -> Flask:
     app = Flask(__name__, static_folder=None, template_folder=None)
     app.config.from_prefixed_env()
     app.config.setdefault("STREAM_PAGE", True)
-    if not logging.getLogger().handlers:
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
-        for chatty in ("httpx", "httpx2"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-
+    set_up()
+    if find_spec("flask_limiter") is not None:
+        app.config.setdefault("STREAM_START_LIMIT", "30/minute")
+        app.config.setdefault("STREAM_ADDRESS_LIMIT", "120/minute")
+    else:
+        logger.warning("starts are not limited: pip install 'flask-llm-stream[limits]'")
     # Beside the blueprint's own: what no route of it was found for.
     app.register_error_handler(HTTPException, http_problem)
     stream = FlaskStream(app, **settings)
     service: Service = app.extensions["flask_stream"]
+    service.access.keys.check()
     chosen(service.settings)  # a wrong name is told now, not when the first person asks
     stream.add(
         "chat",

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flask import Blueprint, Response, current_app, render_template, request, url_for
+from flask import Blueprint, Response, jsonify, make_response, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
-from .access import check_start
-from .dialects.base import Dialect
+from .access import Access
+from .commands import make_key
+from .conversations import USUAL
 from .errors import BadRequest, RequestError
-from .events import Cursor
+from .events import Cursor, new_id
+from .history import shown
+from .openapi import description
 from .problems import http_problem, problem
-from .requests import Ask, Start, asked, cursor, fields, json_body, refuse_head
-from .stores.base import Run
-
-if TYPE_CHECKING:
-    from .extension import Service
+from .requests import (
+    Ask,
+    MakeTicket,
+    Rename,
+    Start,
+    asked,
+    cursor,
+    fields,
+    number,
+    refuse_head,
+)
+from .serving import (
+    described,
+    dialect_of,
+    listed,
+    runs,
+    sent,
+    service,
+    start_for,
+    stream,
+    visitor_of,
+    welcomed,
+)
+from .starts import NEWEST, Asked
+from .tickets import Ticket
 
 HERE = Path(__file__).parent
 #: In a wheel the templates are inside the package; in a checkout they stand beside it.
@@ -27,33 +52,44 @@ TEMPLATES = next(p for p in (HERE / "templates", HERE.parent / "templates") if p
 CANCEL_WAIT = 10.0
 
 
-def make_blueprint(page: bool) -> Blueprint:
-    """The blueprint of one app; with the page or without."""
-    stream = Blueprint(
+def make_blueprint(
+    page: bool, access: Access, headers: Callable[[Response], Response]
+) -> Blueprint:
+    """The blueprint of one app; with the page or without. `headers` gives an answer its own."""
+    blueprint = Blueprint(
         "stream",
         __name__,
         static_folder="static",
         static_url_path="/static/stream",
         template_folder=str(TEMPLATES),
     )
-    stream.add_url_rule("/runs", view_func=start, methods=["POST"])
-    stream.add_url_rule("/runs/<run>", view_func=status)
-    stream.add_url_rule("/runs/<run>/events", view_func=events)
-    stream.add_url_rule("/runs/<run>/cancel", view_func=cancel, methods=["POST"])
-    stream.add_url_rule("/stream_<chain>", view_func=ask, methods=["GET", "POST"])
-    stream.add_url_rule("/health/live", view_func=live)
-    stream.add_url_rule("/health/ready", view_func=ready)
+    blueprint.before_request(_check_change)
+    blueprint.after_request(headers)
+    access.origins.protect(blueprint)
+    blueprint.add_url_rule("/runs", view_func=start, methods=["POST"])
+    blueprint.add_url_rule("/runs/<run>", view_func=status)
+    blueprint.add_url_rule("/runs/<run>/events", view_func=events)
+    blueprint.add_url_rule("/runs/<run>/cancel", view_func=cancel, methods=["POST"])
+    blueprint.add_url_rule("/stream_<chain>", view_func=ask, methods=["GET", "POST"])
+    blueprint.add_url_rule("/conversations", view_func=conversations)
+    blueprint.add_url_rule(
+        "/conversations/<id>", view_func=conversation, methods=["GET", "PATCH", "DELETE"]
+    )
+    blueprint.add_url_rule("/tickets", view_func=tickets, methods=["POST"])
+    blueprint.add_url_rule("/openapi.json", view_func=openapi)
+    blueprint.add_url_rule("/health/live", view_func=live)
+    blueprint.add_url_rule("/health/ready", view_func=ready)
     if page:
-        stream.add_url_rule("/", view_func=chat)
-    stream.register_error_handler(RequestError, problem)
-    stream.register_error_handler(HTTPException, http_problem)
-    return stream
+        blueprint.add_url_rule("/", view_func=chat)
+    blueprint.register_error_handler(RequestError, problem)
+    blueprint.register_error_handler(HTTPException, http_problem)
+    blueprint.cli.add_command(make_key)
+    return blueprint
 
 
-def service() -> Service:
-    """The service of the app that handles this request."""
-    found: Service = current_app.extensions["flask_stream"]
-    return found
+def _check_change() -> None:
+    if request.method not in ("GET", "HEAD", "OPTIONS"):
+        service().access.check_change(request)
 
 
 # Views
@@ -61,59 +97,112 @@ def service() -> Service:
 
 def start() -> ResponseReturnValue:
     """`POST /runs`: start a run, or find the one of that id."""
-    check_start(request, service().origins)
-    body = fields(Start, json_body(service().settings.max_body))
-    run, new = service().runs.start(
-        body.chain,
-        asked(body.input, service().settings.max_question),
-        run=body.run,
-        conversation=body.conversation,
-        parent=body.parent,
-    )
-    headers = {"Location": url_for(".status", run=run.id)}
-    return _described(run), 201 if new else 200, headers
+    visitor = visitor_of()
+    body = fields(Start, sent())
+    if (body.input is None) == ("resume" not in body.model_fields_set):
+        raise BadRequest("Send input, or resume for an answer that was asked for.", field="input")
+    if body.input is None:
+        value = {"resume": body.resume}
+    else:
+        value = asked(body.input, service().settings.max_question)
+    run, new = start_for(visitor, _asked(body, body.chain, value))
+    response = jsonify(described(run))
+    response.status_code = 201 if new else 200
+    response.headers["Location"] = url_for(".status", run=run.id)
+    return welcomed(visitor, response)
 
 
 def status(run: str) -> ResponseReturnValue:
     """`GET /runs/<run>`: the run as JSON."""
-    return _described(service().runs.get(run))
+    return described(runs().get(run, visitor_of(run).principal))
 
 
 def events(run: str) -> ResponseReturnValue:
     """`GET /runs/<run>/events`: the run's log from a cursor on, and what is still to come."""
     refuse_head()
+    visitor = visitor_of(run)
     place = cursor(run) or Cursor(run, 0)
     if place.run != run:
         raise BadRequest("The cursor is of another run.", field="Last-Event-ID")
-    return _stream(place, request.args.get("format"))
+    return stream(visitor, place, request.args.get("format"))
 
 
 def cancel(run: str) -> ResponseReturnValue:
     """`POST /runs/<run>/cancel`: answers when the model has really stopped."""
-    return _described(service().runs.cancel(run, CANCEL_WAIT))
+    return described(runs().cancel(run, CANCEL_WAIT, visitor_of(run).principal))
 
 
 def ask(chain: str) -> ResponseReturnValue:
     """`/stream_<chain>`: start and stream in one request, or resume what it had started."""
     refuse_head()
-    posted = request.method == "POST"
-    service().runs.chain(chain)
+    visitor = visitor_of()
+    runs().starts.chain(chain)
     place = cursor(None)
     if place is not None:
         # A browser repeats the whole request when it reconnects, question and all.
-        return _stream(place, request.args.get("format"))
-    check_start(request, service().origins)
+        visitor.check_run(place.run)
+        return stream(visitor, place, request.args.get("format"))
     known = {name: v for name, v in request.args.items() if name in Ask.model_fields}
-    body = fields(Ask, known | json_body(service().settings.max_body) if posted else known)
-    dialect = _dialect(body.format)
-    run, _ = service().runs.start(
+    body = fields(Ask, known | sent() if request.method == "POST" else known)
+    dialect = dialect_of(body.format)
+    value = asked(body.question, service().settings.max_question, field="question")
+    run, _ = start_for(visitor, _asked(body, chain, value))
+    return welcomed(visitor, stream(visitor, Cursor(run.id, 0), dialect.name))
+
+
+def _asked(body: Start | Ask, chain: str, value: dict[str, Any]) -> Asked:
+    parent = body.parent if "parent" in body.model_fields_set else NEWEST
+    return Asked(
         chain,
-        asked(body.question, service().settings.max_question, field="question"),
+        value,
         run=body.run,
         conversation=body.conversation,
-        parent=body.parent,
+        parent=parent or None,  # a query has no null: there, an empty one is none
+        multitask=body.multitask,
     )
-    return _stream(Cursor(run.id, 0), dialect.name)
+
+
+def conversations() -> ResponseReturnValue:
+    """`GET /conversations`: a page of one's own, the last updated first."""
+    who = visitor_of().principal
+    page, after = runs().conversations.page(who, number("limit", USUAL), request.args.get("before"))
+    return {"conversations": [listed(one) for one in page], "next": after}
+
+
+def conversation(id: str) -> ResponseReturnValue:
+    """`GET`, `PATCH`, `DELETE /conversations/<id>`: read it with its runs, rename it, remove it."""
+    who = visitor_of().principal
+    mine = runs().conversations
+    if request.method == "DELETE":
+        mine.remove(who, id)
+        return "", 204
+    if request.method == "PATCH":
+        return listed(mine.rename(who, id, fields(Rename, sent()).title))
+    found, its_runs = mine.get(who, id)
+    told = [described(run) | {"input": shown(json.loads(run.input))} for run in its_runs]
+    return listed(found) | {"runs": told}
+
+
+def tickets() -> ResponseReturnValue:
+    """`POST /tickets`: a right to start one run, for a page that has no session here."""
+    visitor = visitor_of()
+    body = fields(MakeTicket, sent())
+    runs().starts.chain(body.chain)
+    principal = service().access.issuer(visitor, body.user)
+    runs().starts.place(principal, body.conversation, body.parent or NEWEST)
+    made = Ticket(new_id(), body.chain, principal, body.conversation, body.parent)
+    text, expires = service().access.tickets.issue(made)
+    urls = {
+        "stream": url_for(".ask", chain=body.chain, ticket=text),
+        "events": url_for(".events", run=made.run, ticket=text),
+        "cancel": url_for(".cancel", run=made.run, ticket=text),
+    }
+    return {"ticket": text, "run": made.run, "expires": expires, "urls": urls}, 201
+
+
+def openapi() -> ResponseReturnValue:
+    """`GET /openapi.json`: this interface, as OpenAPI describes it."""
+    return description(service().settings, runs().starts.names(), request.root_path)
 
 
 def live() -> ResponseReturnValue:
@@ -123,9 +212,8 @@ def live() -> ResponseReturnValue:
 
 def ready() -> ResponseReturnValue:
     """`GET /health/ready`: this worker takes new runs, and what it has open. Else 503."""
-    runs = service().runs
-    runs.check()
-    return {"status": "ready", "live_runs": runs.live, "open_streams": service().sse.open}
+    runs().check()
+    return {"status": "ready", "live_runs": runs().live, "open_streams": service().sse.open}
 
 
 def chat() -> ResponseReturnValue:
@@ -137,43 +225,6 @@ def chat() -> ResponseReturnValue:
         "max_question": settings.max_question,
         "title": settings.title,
     }
-    return render_template("chat.html", data=data)
-
-
-# What goes out
-
-
-def _dialect(name: str | None) -> Dialect:
-    dialects = service().dialects
-    dialect = dialects.get(name or "native")
-    if dialect is None:
-        raise BadRequest(f"The format is one of {', '.join(dialects)}.", field="format")
-    return dialect
-
-
-def _stream(place: Cursor, format: str | None) -> ResponseReturnValue:
-    dialect = _dialect(format)
-    reader = service().runs.read(place)
-    if reader is None:
-        # The one answer that tells a browser not to come back.
-        done = Response(status=204, headers={"Cache-Control": "no-store"})
-        del done.headers["Content-Type"]
-        return done
-    return service().sse.respond(reader, dialect)
-
-
-def _described(run: Run) -> dict[str, Any]:
-    return {
-        "run": run.id,
-        "chain": run.chain,
-        "conversation": run.conversation,
-        "parent": run.parent,
-        "status": run.status,
-        "seq": run.seq,
-        "created": run.created,
-        "urls": {
-            "self": url_for(".status", run=run.id),
-            "events": url_for(".events", run=run.id),
-            "cancel": url_for(".cancel", run=run.id),
-        },
-    }
+    response = make_response(render_template("chat.html", data=data))
+    service().access.welcome(request, response)
+    return response

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
@@ -18,13 +18,25 @@ from .errors import ConfigError
 
 PREFIX = "STREAM_"
 
+#: What is named by a text in the environment, and may be given as it is to the constructor.
+Named = str | Callable[..., Any]
+
 
 #: The longest time that is one: ten years, in seconds. Infinity is no time.
 LONGEST = 315_360_000
 
 
-def _setting(default: Any, help: str, *, least: float | None = None, most: float = LONGEST) -> Any:
-    return field(default=default, metadata={"help": help, "least": least, "most": most})
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float = LONGEST,
+    secret: bool = False,
+) -> Any:
+    # What is secret is not in the settings' repr, where a log or a trace could show it.
+    metadata = {"help": help, "least": least, "most": most}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,7 @@ class Settings:
         "Where logs are kept. `sqlite:///file`: a file, by default in Flask's instance folder, for "
         "any number of workers on one machine. `redis://host`, `rediss://host`, `unix://socket`: "
         "Redis from 6.2 on, or Valkey, for many machines. `memory://`: one process, gone with it.",
+        secret=True,
     )
     model: str | None = _setting(
         None,
@@ -60,10 +73,61 @@ class Settings:
     )
     max_question: int = _setting(8000, "Characters that a question may have.", least=1)
     max_body: int = _setting(1_048_576, "Bytes that a request's body may have.", least=1)
+    body_timeout: float = _setting(30, "That a request's body may take to come.", least=0.1)
     origins: str = _setting(
         "",
         "Origins of other sites whose pages may start and read runs, separated by spaces, "
-        "such as `https://example.org`. Empty: only this site's own pages.",
+        "such as `https://example.org`. Empty: only this site's own pages. `*`: any site's, for "
+        "chains added with `public=True`.",
+    )
+    frame_ancestors: str = _setting(
+        "", "Origins whose pages may show the chat page in a frame, separated by spaces."
+    )
+    auth: Named = _setting(  # noqa: RUF009 - a field, as all of them
+        "session",
+        "Who asks: `session`, an anonymous signed cookie; `jwt`, a bearer token; or, given to "
+        "the constructor, a function of the request that returns a user's id or None.",
+    )
+    session_age: float = _setting(2_592_000, "That a session's cookie is good: 30 days.", least=60)
+    jwt_issuer: str | None = _setting(None, "The tokens' `iss`. Needed for `jwt`, as the next two.")
+    jwt_audience: str | None = _setting(None, "The tokens' `aud`.")
+    jwt_algorithm: str | None = _setting(None, "The one algorithm: `RS256`, `ES256`, `HS256`, ….")
+    jwt_key: str | None = _setting(None, "The secret, or the public key as PEM.", secret=True)
+    jwt_jwks: str | None = _setting(None, "Or the URL where public keys are published.")
+    recheck: float = _setting(
+        15, "After which an open stream's reader is looked at again: is that one still signed in?"
+    )
+    api_keys: str = _setting(
+        "",
+        "Sites whose servers may ask and have tickets made, as `name:hash`, separated by spaces. "
+        "`flask stream key <name>` makes a key and its hash.",
+        secret=True,
+    )
+    ticket_age: float = _setting(60, "Within which a ticket starts its run.", least=1)
+    proxies: int = _setting(
+        0, "Proxies in front, whose `X-Forwarded-*` are believed.", least=0, most=10
+    )
+    start_limit: str = _setting(
+        "",
+        "Starts per principal, such as `30/minute; 500/day` (extra `limits`). The service has "
+        "`30/minute`.",
+    )
+    address_limit: str = _setting("", "Starts per address, likewise. The service has `120/minute`.")
+    daily_tokens: int = _setting(0, "Tokens per principal and day (UTC); 0 for any.", least=0)
+    max_runs: int = _setting(10, "Live runs per principal; 0 for any.", least=0)
+    max_runs_per_address: int = _setting(
+        50, "Live runs of one address whom nobody has signed in for; 0 for any.", least=0
+    )
+    max_streams: int = _setting(
+        50, "Open streams per principal, in each worker; 0 for any.", least=0
+    )
+    max_streams_per_address: int = _setting(
+        500, "Open streams per address, in each worker; 0 for any.", least=0
+    )
+    max_streams_per_worker: int = _setting(
+        0,
+        "Open streams of a worker. 0: gunicorn's `worker_connections`, less some for others.",
+        least=0,
     )
     heartbeat: float = _setting(10, "Between comments to a silent stream.", least=0.1)
     reconnect: float = _setting(1, "After which a browser reconnects a lost stream.", least=0)
@@ -81,7 +145,7 @@ class Settings:
     local_url: str | None = _setting(
         None, "URL of the embedded model's server; set by the gunicorn master that started it."
     )
-    local_key: str | None = _setting(None, "Its key; set likewise.")
+    local_key: str | None = _setting(None, "Its key; set likewise.", secret=True)
     page: bool = _setting(False, "Whether to serve the chat page at `/`; `create_app` does.")
     title: str = _setting("flask_stream", "The page's title.")
 
@@ -122,6 +186,8 @@ def _checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
         if str in kinds and value == "":
             return value
         raise ConfigError(setting, "has no value")
+    if callable(value) and len(kinds) > 1 and types.NoneType not in kinds:
+        return value
     kind = next(kind for kind in kinds if kind is not types.NoneType)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -5,12 +5,15 @@
     ├── StoreError             the store cannot be reached or did not do what was asked
     ├── RequestError           the client asked for something it cannot have: a 4xx or 503
     │   ├── BadRequest         400, names the field
+    │   ├── Unauthorized       401
     │   ├── Forbidden          403
     │   ├── NotFound           404
+    │   ├── TooSlow            408
     │   ├── Conflict           409
     │   ├── Gone               410
     │   ├── TooLarge           413
     │   ├── UnsupportedType    415
+    │   ├── TooMany            429, with Retry-After
     │   └── Unavailable        503, with Retry-After
     ├── ModelUnavailable       the embedded model cannot be had (in `chains.local`)
     └── Fault                  a run ended badly: one of the codes below
@@ -63,6 +66,13 @@ class BadRequest(RequestError):
     """A field is missing, or has a value that cannot be used."""
 
 
+class Unauthorized(RequestError):
+    """Nobody is signed in, or what says who it is has expired or is not genuine."""
+
+    status = 401
+    title = "Unauthorized"
+
+
 class Forbidden(RequestError):
     """The request comes from where no run may be started."""
 
@@ -75,6 +85,13 @@ class NotFound(RequestError):
 
     status = 404
     title = "Not found"
+
+
+class TooSlow(RequestError):
+    """The request's body did not come in time."""
+
+    status = 408
+    title = "Request timeout"
 
 
 class Conflict(RequestError):
@@ -103,6 +120,13 @@ class UnsupportedType(RequestError):
 
     status = 415
     title = "Unsupported media type"
+
+
+class TooMany(RequestError):
+    """More than this principal, or this address, may have: again after `retry_after` seconds."""
+
+    status = 429
+    title = "Too many requests"
 
 
 class Unavailable(RequestError):

@@ -8,22 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from flask import Flask
-from flask_cors import CORS
+from flask import Flask, current_app
+from werkzeug.middleware.proxy_fix import ProxyFix
 
-from .access import listed
+from .access import Access
 from .blueprint import make_blueprint
 from .config import Settings
 from .dialects.base import Dialect
 from .dialects.native import Native
 from .dialects.text import Text
 from .errors import ConfigError, StoreError
+from .headers import headers
 from .keeper import Times
+from .live import Chain
 from .runner import Limits
-from .runs import Chain, Runs
+from .runs import Runs
 from .sources.base import Input, Source
 from .sources.function import FunctionSource
 from .sources.langchain import LangChainSource
+from .starts import MULTITASK, Multitask
 from .stores.base import Store
 from .stores.memory import MemoryStore
 from .stores.sqlite import SqliteStore
@@ -31,6 +34,8 @@ from .transports.sse import SSE, Pace
 
 Function = TypeVar("Function", bound=Callable[[str], Iterable[str]])
 
+#: Seconds for which shared answers are kept.
+DAY = 86_400.0
 #: What a chain may be called: it becomes part of a URL.
 _NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 
@@ -43,7 +48,7 @@ class Service:
     runs: Runs
     sse: SSE
     dialects: dict[str, Dialect]
-    origins: list[str]
+    access: Access
 
     def drain(self, grace: float) -> None:
         """The worker goes: no new runs, readers sent to others, live runs get `grace` seconds."""
@@ -75,15 +80,17 @@ class FlaskStream:
     def init_app(self, app: Flask) -> None:
         """Give an app the streaming endpoints. Chains may be added before or after."""
         settings = Settings.load(app.config, self._given)
-        origins = listed(settings.origins)
+        if settings.proxies:
+            hops = settings.proxies
+            fixed = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)
+            app.wsgi_app = fixed  # type: ignore[method-assign]
+        store = open_store(settings.store, app.instance_path)
+        access = Access(app, settings, store)
         limits = Limits(
             settings.first_token_timeout, settings.silence_timeout, settings.run_timeout
         )
-        runs = Runs(
-            open_store(settings.store, app.instance_path),
-            self._chains,
-            Times(limits, settings.lease, settings.keep),
-        )
+        times = Times(limits, settings.lease, settings.keep)
+        runs = Runs(store, self._chains, times, access.quotas.spent)
         pace = Pace(settings.heartbeat, settings.reconnect, settings.write_timeout)
         dialects: list[Dialect] = [Native(), Text()]
         app.extensions["flask_stream"] = Service(
@@ -91,17 +98,11 @@ class FlaskStream:
             runs=runs,
             sse=SSE(pace, draining=lambda: runs.draining),
             dialects={dialect.name: dialect for dialect in dialects},
-            origins=origins,
+            access=access,
         )
-        blueprint = make_blueprint(page=settings.page)
-        if origins:
-            CORS(
-                blueprint,
-                origins=origins,
-                allow_headers=["Content-Type", "Last-Event-ID"],
-                expose_headers=["Location", "Retry-After"],
-            )
-        app.register_blueprint(blueprint)
+        app.register_blueprint(
+            make_blueprint(settings.page, access, headers(settings.frame_ancestors))
+        )
 
     def add(
         self,
@@ -111,6 +112,10 @@ class FlaskStream:
         input: Callable[[Input], Any] | None = None,
         on_lost: Literal["fail", "restart"] = "fail",
         attempts: int = 3,
+        public: bool = False,
+        multitask: Multitask = "refuse",
+        cache: float | Literal["shared"] | None = None,
+        version: str = "",
     ) -> None:
         """Let `chain` be asked as `name`: at `/stream_<name>`, and by `POST /runs`.
 
@@ -118,7 +123,19 @@ class FlaskStream:
         text. `input` turns a question into the chain's own input where that is not plain from
         its input schema. `on_lost="restart"` has another worker start a run anew when its own is
         gone, up to `attempts` tries in all: only for chains that may be asked twice, since the
-        model is paid twice. Raises ConfigError for a chain that cannot be asked.
+        model is paid twice. `public=True` lets people ask who are not signed in, and with
+        `STREAM_ORIGINS=*` the pages of any site.
+
+        `multitask` says what becomes of a question whose conversation has a live run: it is
+        refused (409), waits (`queue`), or goes on after the live one is stopped, behind it
+        (`interrupt`) or in its place (`replace`).
+
+        `cache` is for how many seconds the same question after the same history, by the same
+        principal, is answered from what was said before; `"shared"` is for a day and across all
+        principals, for answers that are nobody's own. A chain that has changed says so with
+        another `version`.
+
+        Raises ConfigError for a chain that cannot be asked.
         """
         if re.fullmatch(_NAME, name) is None:
             raise ConfigError(f"chain {name!r}", "is no name: use a-z, 0-9, '-' and '_'")
@@ -127,7 +144,23 @@ class FlaskStream:
         if on_lost not in ("fail", "restart") or attempts < 1:
             raise ConfigError(f"chain {name!r}", "has an on_lost or attempts that cannot be")
         source = _source(name, chain, input)
-        self._chains[name] = Chain(name, source, attempts if on_lost == "restart" else 1)
+        if multitask not in MULTITASK:
+            raise ConfigError(f"chain {name!r}", f"has a multitask of none of {MULTITASK}")
+        shared = cache == "shared"
+        seconds = DAY if shared else cache or 0.0
+        if isinstance(seconds, str) or seconds < 0:
+            raise ConfigError(f"chain {name!r}", "has a cache that is no number of seconds")
+        self._chains[name] = Chain(
+            name,
+            source,
+            attempts=attempts if on_lost == "restart" else 1,
+            public=public,
+            multitask=multitask,
+            cache=seconds,
+            shared=shared,
+            version=version,
+            refusal=getattr(chain, "refusal", None),
+        )
 
     def chain(self, name: str, **options: Any) -> Callable[[Function], Function]:
         """Add the decorated generator function under that name; options are those of `add`."""
@@ -137,6 +170,15 @@ class FlaskStream:
             return function
 
         return decorate
+
+    def revoke(self, principal: str) -> None:
+        """Sign a principal out of the current app: `user:<id>`, `session:<id>`, `site:<name>`.
+
+        Their sessions, tokens and tickets count no longer, and open streams end within
+        `STREAM_RECHECK`. Raises StoreError.
+        """
+        service: Service = current_app.extensions["flask_stream"]
+        service.access.revoke(principal)
 
 
 def open_store(url: str, folder: str) -> Store:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from langchain_core import exceptions as langchain
 
-from .errors import Code, Fault
+from .errors import Code, Fault, StoreError
 
 _NAMED: list[tuple[type[Exception], Code]] = [
     (langchain.ContextOverflowError, Code.INPUT_TOO_LONG),
@@ -40,6 +40,8 @@ def code_of(error: BaseException) -> Code:
     """The code for an exception that came out of a chain."""
     if isinstance(error, Fault):
         return error.code
+    if isinstance(error, StoreError):
+        return Code.STORE_ERROR
     body = getattr(error, "body", None)
     if isinstance(body, dict) and _TOO_LONG & {body.get("code"), body.get("type")}:
         return Code.INPUT_TOO_LONG

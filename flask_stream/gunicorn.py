@@ -16,8 +16,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from gunicorn.glogging import Logger
+
+from .logs import JsonFormatter
+
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
+    from gunicorn.config import Config
     from gunicorn.workers.base import Worker
 
     from .chains.local import LocalServer
@@ -30,6 +35,8 @@ __all__ = [
     "timeout",
     "graceful_timeout",
     "keepalive",
+    "logger_class",
+    "access_log_format",
     "on_starting",
     "on_exit",
     "post_worker_init",
@@ -45,6 +52,20 @@ worker_connections = 10_000
 timeout = 60
 graceful_timeout = 30
 keepalive = 5
+logger_class = "flask_stream.gunicorn.JsonLogger"
+# For those who want an access log: no query, which has questions and tickets, and no Referer.
+access_log_format = "%(h)s %(m)s %(U)s %(s)s %(b)s %(M)s ms"
+
+
+class JsonLogger(Logger):
+    """gunicorn's own lines, as those of the service."""
+
+    def setup(self, cfg: Config) -> None:
+        super().setup(cfg)
+        for log in (self.error_log, self.access_log):
+            for handler in log.handlers:
+                handler.setFormatter(JsonFormatter())
+
 
 _started: list[LocalServer] = []
 _drains: list[threading.Thread] = []
@@ -91,6 +112,9 @@ def post_worker_init(worker: Worker) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     worker.log.error_log.addFilter(_no_fault)
+    service = _service(worker)
+    if service is not None:
+        service.access.quotas.fit(worker.cfg.worker_connections)
     # gunicorn has no hook for being told to go. The master counts its grace from its signal, the
     # worker from its own last look; so the master's SIGKILL comes first, and no `finally` runs.
     drain = threading.Thread(target=_drain_at_end, args=(worker,), name="drain", daemon=True)

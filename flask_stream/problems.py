@@ -22,6 +22,10 @@ def problem(error: RequestError) -> Response:
     if error.field is not None:
         document["field"] = error.field
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 408:
+        headers["Connection"] = "close"
     return Response(
         json.dumps(document) + "\n",
         status=error.status,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from flask import abort, request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import BadRequest, TooLarge, UnsupportedType
+from .errors import BadRequest, TooLarge, TooSlow, UnsupportedType
 from .events import Cursor
 
 
@@ -19,10 +23,12 @@ class Start(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     chain: str
-    input: str | dict[str, Any]
+    input: str | dict[str, Any] | None = None
+    resume: Any = None
     run: str | None = None
     conversation: str | None = None
     parent: str | None = None
+    multitask: str | None = None
 
 
 class Ask(BaseModel):
@@ -34,14 +40,34 @@ class Ask(BaseModel):
     run: str | None = None
     conversation: str | None = None
     parent: str | None = None
+    multitask: str | None = None
     format: str | None = None
 
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def json_body(most: int) -> dict[str, Any]:
-    """The request's body, of at most so many bytes.
+class MakeTicket(BaseModel):
+    """The body of `POST /tickets`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    chain: str
+    conversation: str | None = None
+    parent: str | None = None
+    user: str | None = Field(None, pattern=r"^[A-Za-z0-9_.@+-]{1,128}$")
+
+
+class Rename(BaseModel):
+    """The body of `PATCH /conversations/<id>`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    title: str
+
+
+def json_body(most: int, patience: float) -> dict[str, Any]:
+    """The request's body, of at most so many bytes, that takes at most so many seconds to come.
 
     Raises RequestError for anything but a JSON object of UTF-8 text.
     """
@@ -53,10 +79,12 @@ def json_body(most: int) -> dict[str, Any]:
         raise UnsupportedType(
             "Send the body as it is, without Content-Encoding.", field="Content-Encoding"
         )
+    if (request.content_length or 0) > most:
+        raise TooLarge(f"The body has more than {most} bytes.", field="body")
     # Read here to the limit and a byte: a chunked body says nothing of its length beforehand.
     request.max_content_length = None
-    raw = request.stream.read(most + 1) if (request.content_length or 0) <= most else None
-    if raw is None or len(raw) > most:
+    raw = _read(most + 1, patience)
+    if len(raw) > most:
         raise TooLarge(f"The body has more than {most} bytes.", field="body")
     try:
         body = json.loads(raw, parse_constant=_no_constant)
@@ -65,6 +93,36 @@ def json_body(most: int) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise BadRequest("The body is not a JSON object.", field="body")
     return body
+
+
+def _read(most: int, patience: float) -> bytes:
+    """Up to so many bytes of the body. Raises TooSlow, or BadRequest for half a body."""
+    sock = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
+    if sock is None:
+        return request.stream.read(most)
+    rang = threading.Event()
+
+    def ring() -> None:
+        rang.set()
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RD)
+
+    # Of all reads together: a deadline for each would let a byte now and then go on for ever.
+    # Nothing is read any more once this side is shut, and the answer can still be written.
+    alarm = threading.Timer(patience, ring)
+    alarm.daemon = True
+    alarm.start()
+    try:
+        raw = request.stream.read(most)
+    except Exception as error:  # what a server raises for a body that ends too soon is its own
+        if rang.is_set():
+            raise TooSlow("The body did not come in time.", field="body") from error
+        raise BadRequest("The body is not whole.", field="body") from error
+    finally:
+        alarm.cancel()
+    if rang.is_set():
+        raise TooSlow("The body did not come in time.", field="body")
+    return raw
 
 
 def _no_constant(name: str) -> None:
@@ -127,6 +185,16 @@ def cursor(run: str | None) -> Cursor | None:
                 form = "<seq> or <run>:<seq>" if run else "<run>:<seq>"
                 raise BadRequest(f"A cursor is {form}.", field=field) from None
     return None
+
+
+def number(name: str, usual: int) -> int:
+    """A whole number of the query. Raises BadRequest."""
+    text = request.args.get(name)
+    if text is None:
+        return usual
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise BadRequest(f"{name} is no number.", field=name)
+    return int(text)
 
 
 def refuse_head() -> None:

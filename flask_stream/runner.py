@@ -7,6 +7,7 @@ However it ends, the log gets one `end`.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -54,25 +55,32 @@ class Limits:
 
 
 class Runner:
-    """Pumps one run. `done` is called when the run has ended, in the run's own task."""
+    """Pumps one run. `done` is called when the run has ended, in the run's own task.
+
+    `prepare` makes the chain's input, and may take its time: the limits do not count yet.
+    `status` is how the run has ended, None before.
+    """
 
     def __init__(
         self,
         log: Log,
         source: Source,
-        input: Input,
+        prepare: Callable[[], Input],
         limits: Limits,
         done: Callable[[Runner], None],
     ) -> None:
         self.log = log
+        self.status: str | None = None
         self._source = source
-        self._input = input
+        self._prepare = prepare
         self._limits = limits
         self._done = done
         self._began = time.monotonic()
+        self._asked: float | None = None
         self._heard: float | None = None
         self._stop: Stop | None = None
         self._pumping = True
+        self._used = 0
         self._lock = threading.Lock()
         self._task: tasks.Task | None = None
 
@@ -98,7 +106,10 @@ class Runner:
     def _ask(self) -> tuple[str, Code | None]:
         try:
             if self._stop is None:
-                self._pump()
+                input = self._prepare()
+                self._asked = self._began = time.monotonic()
+                if self._stop is None:
+                    self._pump(input)
         except Exception as error:
             if self._stop is not None:
                 return self._stopped()
@@ -109,13 +120,15 @@ class Runner:
             self._pumping = False
         return self._stopped() if self._stop is not None else ("done", None)
 
-    def _pump(self) -> None:
+    def _pump(self, input: Input) -> None:
         append, log, clock = self.log.append, self.log, time.monotonic
         slice = FIRST_SLICE
         give_way = clock() + slice
-        with closing(self._source.stream(self._input)) as said:
+        with closing(self._source.stream(input)) as said:
             for what in said:
                 append(what)
+                if what[0] == "usage":
+                    self._used += json.loads(what[1])["total_tokens"]
                 self._heard = now = clock()
                 if self._stop is not None:
                     return
@@ -133,11 +146,20 @@ class Runner:
 
     def _finish(self, status: str, code: Code | None) -> None:
         if self.log.close(status, ending(status, code)):
+            self.status = status
             took = time.monotonic() - self._began
             logger.info("run %s: %s%s after %.1f s", self.log.run, status, _because(code), took)
         self._done(self)
 
     # From outside
+
+    @property
+    def tokens(self) -> int:
+        """What the run has cost so far.
+
+        Where the model was stopped before it told, every event counts as a token.
+        """
+        return self._used or (self.log.committed if self._stop is not None else 0)
 
     def stop(self, why: Stop) -> None:
         """End the run, wherever its chain is. A run that has ended, or is ending, ends as it was.
@@ -173,7 +195,9 @@ class Runner:
             late = now - self._began > limits.first
         else:
             late = now - self._heard > limits.silence
-        return self._pumping and (late or now - self._began > limits.total)
+        return (
+            self._pumping and self._asked is not None and (late or now - self._began > limits.total)
+        )
 
     def trouble(self, what: Trouble) -> None:
         """The log cannot be written."""

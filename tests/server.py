@@ -15,14 +15,26 @@ from typing import Self
 from .sse import request
 
 ROOT = Path(__file__).parent.parent
-_LISTENING = re.compile(r"Listening at: (http://127\.0\.0\.1:\d+)|Running on (http://\S+)")
+_LISTENING = re.compile(r"Listening at: (http://127\.0\.0\.1:\d+)|Running on (http://[\w.:]+)")
 _WORKER = re.compile(r"Booting worker with pid: (\d+)")
+
+USUAL = {
+    "FLASK_SECRET_KEY": "a key for tests",
+    "FLASK_STREAM_STORE": "memory://",
+    "FLASK_STREAM_START_LIMIT": "",
+    "FLASK_STREAM_ADDRESS_LIMIT": "",
+    "FLASK_STREAM_MAX_RUNS": "0",
+    "FLASK_STREAM_MAX_RUNS_PER_ADDRESS": "0",
+    "FLASK_STREAM_MAX_STREAMS": "0",
+    "FLASK_STREAM_MAX_STREAMS_PER_ADDRESS": "0",
+}
 
 
 def environment(**settings: object) -> dict[str, str]:
     """This process's environment, with these `FLASK_STREAM_*` settings and no others.
 
-    Logs are in memory, where no store is named, so that nothing is left behind.
+    Logs are in memory and the key is given, where nothing else is said, so that nothing is left
+    behind; nobody is limited.
     """
     kept = {
         name: value
@@ -33,7 +45,7 @@ def environment(**settings: object) -> dict[str, str]:
         name if name.isupper() else f"FLASK_STREAM_{name.upper()}": str(value)
         for name, value in settings.items()
     }
-    return kept | {"FLASK_STREAM_STORE": "memory://"} | given | {"PYTHONUNBUFFERED": "1"}
+    return kept | USUAL | given | {"PYTHONUNBUFFERED": "1"}
 
 
 def gunicorn(*arguments: str, app: str = "wsgi:app") -> list[str]:

@@ -20,15 +20,21 @@ LAYERS = [
     ["app", "gunicorn"],
     ["extension"],
     ["blueprint"],
-    ["access", "problems", "requests"],
+    ["serving", "openapi", "commands", "headers"],
+    ["permits"],
+    ["access"],
+    ["identity", "tickets", "quotas"],
+    ["keys", "origins", "problems", "requests"],
     ["transports.*"],
     ["runs"],
+    ["starts", "conversations"],
+    ["live", "cache"],
     ["keeper", "history"],
     ["runner", "journal"],
     ["log"],
-    ["tail"],
+    ["tail", "rights"],
     ["*.base"],
-    ["config", "faults", "tasks"],
+    ["config", "faults", "tasks", "logs", "schemas"],
     ["events"],
     ["errors"],
 ]
@@ -44,8 +50,8 @@ NAMES_IMPLEMENTATIONS = ["app", "extension"]
 #: Who may name a built-in chain or its model.
 NAMES_CHAINS = ["app", "gunicorn", "chains.*"]
 #: Who may know that there is a web framework, or a server, around.
-WEB = ["app", "gunicorn", "extension", "blueprint", "access", "problems", "requests"]
-WEB += ["transports.*"]
+WEB = ["app", "gunicorn", "extension", "blueprint", "serving", "headers", "permits", "access"]
+WEB += ["identity", "quotas", "keys", "origins", "problems", "requests", "transports.*"]
 WEB_PACKAGES = {"flask", "flask_cors", "werkzeug", "gunicorn", "jinja2"}
 LONGEST = 300
 

@@ -18,7 +18,7 @@ from redis import Redis
 
 from flask_stream.errors import ConfigError, StoreError
 from flask_stream.events import Event, new_id
-from flask_stream.stores.base import Batch, News, Run
+from flask_stream.stores.base import Batch, Conversation, Full, News, Run, Terms
 from flask_stream.stores.redis import RedisStore
 from flask_stream.stores.redis_server import unfit, without_secrets
 
@@ -47,9 +47,16 @@ def admin(valkey: Valkey) -> Iterator[Any]:
         yield client
 
 
+def new_run(principal: str = "", conversation: str = "", created: float | None = None) -> Run:
+    return Run(
+        *(new_id(), "chat", conversation or new_id(), None, principal),
+        *('{"question":"?"}', created or time.time()),
+    )
+
+
 def a_run(store: RedisStore, created: float | None = None) -> str:
     """A live run that OWNER holds; its id."""
-    run = Run(new_id(), "chat", new_id(), None, "", '{"question":"?"}', created or time.time())
+    run = new_run(created=created)
     assert store.create(run, OWNER, 60) is None
     return run.id
 
@@ -132,6 +139,16 @@ def test_no_server_is_a_store_error_that_keeps_the_password_to_itself() -> None:
             lambda: store.renew({run: OWNER}, 1),
             lambda: store.adopt(OWNER, 1, 1),
             lambda: store.purge(1, 1),
+            lambda: store.create(new_run(), OWNER, 1),
+            lambda: store.conversations("", 1),
+            lambda: store.conversation("", run),
+            lambda: store.runs("", run),
+            lambda: store.rename("", run, "title"),
+            lambda: store.forget("", run),
+            lambda: store.count("key", 0, 1),
+            lambda: store.count("key", 1, 1),
+            lambda: store.claim("key", "value", 1),
+            lambda: store.disclaim("key", "value"),
             lambda: store.news(1),
         ]
         for call in calls:
@@ -202,6 +219,22 @@ def test_a_full_server_stores_a_call_whole_or_not_at_all(
     assert [event.seq for event in store.read(run, 0, 10)] == [1, 2, 3]
 
 
+def test_a_full_server_lets_what_is_old_or_forgotten_go(
+    valkey: Valkey, store: RedisStore, admin: Any
+) -> None:
+    old, live = a_run(store, created=time.time() - 100), new_run("ann")
+    assert store.create(live, OWNER, 60) is None
+    store.append([a_batch(old, 0, status="done"), a_batch(live.id, 0)])
+    admin.config_set("maxmemory", 1)
+    with pytest.raises(StoreError, match="maxmemory"):
+        a_run(store)
+    assert store.purge(50, 10) == 1
+    assert store.expired(old) == ""
+    assert store.forget("ann", live.conversation)
+    admin.config_set("maxmemory", 0)
+    assert [key.decode() for key in admin.keys("*")] == [f"flask_stream:gone:{old}"]
+
+
 def test_a_server_that_became_a_replica_is_a_store_error(
     valkey: Valkey, store: RedisStore, admin: Any
 ) -> None:
@@ -244,6 +277,97 @@ def test_only_the_memory_of_expired_runs_has_a_time_to_live(store: RedisStore, a
     assert store.purge(-10, 10) == 1
     left = {key.decode() for key in admin.keys("*")}
     assert left == {f"flask_stream:gone:{old}", f"flask_stream:gone:{live}"}
+
+
+# Conversations
+
+
+def test_what_is_forgotten_leaves_no_key(store: RedisStore, admin: Any) -> None:
+    runs = [new_run("ann", "conversation" * 2) for _ in range(3)]
+    for run in runs:
+        assert store.create(run, OWNER, 60) is None
+    store.append([a_batch(runs[0].id, 0, status="done"), a_batch(runs[1].id, 0)])
+    store.cancel(runs[2].id)
+    assert store.rename("ann", runs[0].conversation, "title")
+    assert store.forget("ann", runs[0].conversation)
+    assert admin.keys("*") == []
+
+
+def test_counters_and_claims_go_by_themselves(store: RedisStore, admin: Any) -> None:
+    store.count("a", 1, 100)
+    store.count("a", 1, 1000)
+    store.claim("a", "mine", 100)
+    store.claim("a", "mine", 1000)
+    store.count("b", 0, 100)
+    left = {key.decode(): admin.pttl(key) for key in admin.keys("*")}
+    assert left.keys() == {"flask_stream:count:a", "flask_stream:claim:a"}
+    assert all(90_000 < ms <= 100_000 for ms in left.values())
+
+
+def before_there_were_conversations(admin: Any, run: Run, status: str) -> None:
+    """A run as it was stored then, with one event."""
+    fields = {
+        "chain": run.chain,
+        "conversation": run.conversation,
+        "principal": run.principal,
+        "input": run.input,
+        "created": repr(run.created),
+        "status": status,
+        "seq": 1,
+        "attempt": 1,
+        "owner": OWNER,
+    }
+    admin.hset(f"flask_stream:run:{run.id}", mapping=fields)
+    admin.xadd(f"flask_stream:log:{run.id}", {"e": 'chunk\t{"n":1}'}, id="1-0")
+    if status == "running":
+        admin.zadd("flask_stream:live", {run.id: 1000 * (time.time() + 60)})
+    else:
+        admin.zadd("flask_stream:ended", {run.id: run.created})
+
+
+def test_runs_from_before_there_were_conversations_go_on_and_go(
+    store: RedisStore, admin: Any
+) -> None:
+    conversation, then = new_id(), time.time() - 100
+    ended, live = (new_run("", conversation, then) for _ in range(2))
+    before_there_were_conversations(admin, ended, "done")
+    before_there_were_conversations(admin, live, "running")
+    admin.set("flask_stream:gone:earlier", "", px=100_000)
+    assert store.expired("earlier") == ""
+    assert store.conversations("", 10) == []
+    assert store.runs("", conversation) == []
+    assert store.conversation("", conversation) is None
+    assert store.forget("", conversation) is False
+    assert store.append([a_batch(live.id, 1, status="done")]) == [True]
+    # What comes next in that conversation begins it, and what was before is in none.
+    new = new_run("", conversation)
+    assert store.create(new, OWNER, 60, Terms(most=1, alone=True, title="new")) is None
+    assert store.runs("", conversation) == [new]
+    assert store.purge(50, 10) == 2
+    assert store.expired(ended.id) == store.expired(live.id) == ""
+    wanted = Conversation(conversation, "", "new", new.created, new.created)
+    assert store.conversations("", 10) == [wanted]
+    assert store.append([a_batch(new.id, 0, status="done")]) == [True]
+    assert store.purge(-10, 10) == 1
+    assert store.conversations("", 10) == []
+    assert all(b":gone:" in key for key in admin.keys("*"))
+
+
+def test_a_run_that_somebody_else_deleted_takes_nobodys_place(
+    store: RedisStore, admin: Any
+) -> None:
+    run = new_run("ann")
+    terms = Terms(most=1, alone=True)
+    assert store.create(run, OWNER, 0.001, terms) is None
+    admin.delete(f"flask_stream:run:{run.id}", f"flask_stream:log:{run.id}")
+    with pytest.raises(Full):
+        store.create(new_run("ann"), OWNER, 60, terms)
+    time.sleep(0.01)
+    assert store.adopt(OWNER, 60, 10) == []
+    assert store.runs("ann", run.conversation) == []
+    assert store.create(new_run("ann", run.conversation), OWNER, 60, terms) is None
+    assert store.forget("ann", run.conversation)
+    assert admin.keys("*") == []
 
 
 # News
@@ -421,6 +545,10 @@ def test_an_eviction_policy_that_deletes_logs_is_said_at_start(
         with Redis(port=valkey.port) as admin:
             admin.config_set("maxmemory-policy", "volatile-lru")
             RedisStore(valkey.url).close()
+            assert "volatile-lru, which forgets counts and claims" in caplog.text
+            caplog.clear()
+            admin.config_set("maxmemory-policy", "noeviction")
+            RedisStore(valkey.url).close()
             assert not caplog.messages
             admin.config_set("maxmemory-policy", "allkeys-lfu")
             admin.config_set("maxmemory", 0)
@@ -461,6 +589,14 @@ def test_a_server_that_hides_its_info_is_taken(
     assert store.news(10) == [News(run, cancel=True)]
     assert store.append([a_batch(run, 1, status="cancelled")]) == [True]
     assert store.purge(-1, 10) == 1
+    again = new_run("ann")
+    assert store.create(again, OWNER, 60, Terms(most=1, alone=True)) is None
+    assert len(store.conversations("ann", 10)) == len(store.runs("ann", again.conversation)) == 1
+    assert store.rename("ann", again.conversation, "title")
+    assert store.forget("ann", again.conversation)
+    assert store.count("key", 1, 60) == store.count("key", 0, 60) == 1
+    assert store.claim("key", "value", 60) == "value"
+    store.disclaim("key", "value")
     store.close()
 
 

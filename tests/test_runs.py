@@ -13,11 +13,13 @@ import pytest
 from flask_stream.errors import BadRequest, Conflict, Gone, NotFound, StoreError, Unavailable
 from flask_stream.events import Cursor, Event, Said, new_id
 from flask_stream.keeper import Times
+from flask_stream.live import Chain
 from flask_stream.runner import Limits
-from flask_stream.runs import Chain, Runs
+from flask_stream.runs import Runs
 from flask_stream.sources.base import Input
 from flask_stream.sources.function import FunctionSource
-from flask_stream.stores.base import Batch, Run
+from flask_stream.starts import Asked
+from flask_stream.stores.base import ANY, Batch, Run, Terms
 from flask_stream.stores.memory import MemoryStore
 
 GENEROUS = Limits(first=30, silence=30, total=30)
@@ -46,10 +48,10 @@ class MoodyStore(MemoryStore):
             raise StoreError("away")
         return super().get(run)
 
-    def create(self, run: Run, owner: str, lease: float) -> Run | None:
+    def create(self, run: Run, owner: str, lease: float, terms: Terms = ANY) -> Run | None:
         if self.away:
             raise StoreError("away")
-        return super().create(run, owner, lease)
+        return super().create(run, owner, lease, terms)
 
 
 Make = Callable[..., Runs]
@@ -117,7 +119,7 @@ def text(events: list[Event]) -> str:
 
 def test_a_run_is_read_to_its_end(make: Make) -> None:
     runs = make(lambda q: iter(["a", "b"]))
-    run, new = runs.start("chain", QUESTION)
+    run, new = runs.starts.start(Asked("chain", QUESTION))
     assert new
     events = read(runs, run.id)
     assert [event.type for event in events] == ["start", "message", "chunk", "chunk", "end"]
@@ -146,7 +148,7 @@ def test_a_limit_ends_the_run(make: Make, gate: threading.Event, limits: Limits,
         yield "too late"
 
     runs = make(slow, limits)
-    run, _ = runs.start("chain", QUESTION)
+    run, _ = runs.starts.start(Asked("chain", QUESTION))
     events = read(runs, run.id)
     assert end_of(events)["error"]["code"] == "timeout"
     assert text(events) == said
@@ -165,7 +167,7 @@ def test_what_a_stopped_chain_still_says_is_not_written(make: Make, gate: thread
             closed.set()
 
     runs = make(stubborn)
-    run, _ = runs.start("chain", QUESTION)
+    run, _ = runs.starts.start(Asked("chain", QUESTION))
     assert runs.cancel(run.id, 10).status == "cancelled"
     gate.set()
     assert closed.wait(10)
@@ -180,7 +182,7 @@ def test_a_chain_that_fails_ends_the_run(make: Make) -> None:
         raise RuntimeError("sk-secret")
 
     runs = make(failing)
-    run, _ = runs.start("chain", QUESTION)
+    run, _ = runs.starts.start(Asked("chain", QUESTION))
     events = read(runs, run.id)
     assert end_of(events)["error"]["code"] == "chain_error"
     assert "sk-secret" not in str(events)
@@ -189,7 +191,7 @@ def test_a_chain_that_fails_ends_the_run(make: Make) -> None:
 def test_an_answer_lost_on_the_way_stores_nothing_twice(make: Make, store: MoodyStore) -> None:
     store.forgetful = 2
     runs = make(lambda q: iter("abc"))
-    run, _ = runs.start("chain", QUESTION)
+    run, _ = runs.starts.start(Asked("chain", QUESTION))
     events = read(runs, run.id)
     assert text(events) == "abc"
     assert [event.seq for event in events] == list(range(1, 7))
@@ -206,7 +208,7 @@ def test_nothing_is_shown_that_is_not_stored(
         time.sleep(30)
 
     runs = make(chain, lease=1)
-    run, _ = runs.start("chain", QUESTION)
+    run, _ = runs.starts.start(Asked("chain", QUESTION))
     reader = runs.read(Cursor(run.id, 0))
     assert reader is not None
     seen: list[Event] = []
@@ -228,7 +230,7 @@ def test_nothing_is_shown_that_is_not_stored(
     assert [(event.seq, event.type) for event in shared.events] == [(0, "end")]
     assert json.loads(shared.events[0].data)["error"]["code"] == "store_error"
     with pytest.raises(Unavailable):
-        runs.start("chain", QUESTION)
+        runs.starts.start(Asked("chain", QUESTION))
     store.away = False
     # It is back: the run is ended there, too, once, after all that was said.
     until = time.monotonic() + 20
@@ -247,7 +249,7 @@ def test_an_end_that_cannot_be_stored_is_no_end(make: Make, store: MoodyStore) -
         store.away = True
 
     runs = make(chain, lease=1)
-    run, _ = runs.start("chain", QUESTION)
+    run, _ = runs.starts.start(Asked("chain", QUESTION))
     events = read(runs, run.id)
     assert (events[-1].seq, events[-1].type) == (0, "end")
     assert end_of(events)["error"]["code"] == "store_error"
@@ -271,7 +273,7 @@ def test_one_of_many_starts_asks_the_chain(make: Make) -> None:
     news: list[bool] = []
 
     def start() -> None:
-        news.append(runs.start("chain", QUESTION, run=id)[1])
+        news.append(runs.starts.start(Asked("chain", QUESTION, run=id))[1])
 
     threads = [threading.Thread(target=start) for _ in range(50)]
     for thread in threads:
@@ -285,7 +287,7 @@ def test_one_of_many_starts_asks_the_chain(make: Make) -> None:
 
 def test_runs_are_forgotten_whole_and_known_to_be(make: Make, store: MoodyStore) -> None:
     runs = make(lambda q: iter("a"), lease=1, keep=0.1)
-    run, _ = runs.start("chain", QUESTION)
+    run, _ = runs.starts.start(Asked("chain", QUESTION))
     until = time.monotonic() + 20
     while store.get(run.id) and time.monotonic() < until:
         time.sleep(0.05)
@@ -325,15 +327,15 @@ def test_places_that_cannot_be_are_refused(make: Make, gate: threading.Event) ->
         gate.wait()
 
     runs = make(chain)
-    run, _ = runs.start("chain", QUESTION)
+    run, _ = runs.starts.start(Asked("chain", QUESTION))
     with pytest.raises(BadRequest):
         runs.read(Cursor(run.id, 1000))
     with pytest.raises(Conflict):
-        runs.start("chain", {"question": "another"}, run=run.id)
+        runs.starts.start(Asked("chain", {"question": "another"}, run=run.id))
     with pytest.raises(NotFound):
-        runs.start("chain", QUESTION, parent=new_id())
+        runs.starts.start(Asked("chain", QUESTION, parent=new_id()))
     with pytest.raises(NotFound):
-        runs.start("nothing", QUESTION)
+        runs.starts.start(Asked("nothing", QUESTION))
 
 
 def test_a_worker_that_goes_ends_what_it_cannot_finish(make: Make, gate: threading.Event) -> None:
@@ -342,11 +344,11 @@ def test_a_worker_that_goes_ends_what_it_cannot_finish(make: Make, gate: threadi
         gate.wait()
 
     runs = make(chain)
-    run, _ = runs.start("chain", QUESTION)
+    run, _ = runs.starts.start(Asked("chain", QUESTION))
     runs.drain(0.2)
     assert end_of(read(runs, run.id))["error"]["code"] == "worker_lost"
     with pytest.raises(Unavailable):
-        runs.start("chain", QUESTION)
+        runs.starts.start(Asked("chain", QUESTION))
 
 
 def test_a_chain_may_outrun_the_store_only_so_far(store: MoodyStore) -> None:
@@ -361,7 +363,7 @@ def test_a_chain_may_outrun_the_store_only_so_far(store: MoodyStore) -> None:
                 yield "custom", "{}"
 
     runs = Runs(store, {"chain": Chain("chain", Fast())}, Times(GENEROUS, 30, 3600))
-    run, _ = runs.start("chain", QUESTION)
+    run, _ = runs.starts.start(Asked("chain", QUESTION))
     time.sleep(0.5)
     assert said < 300_000
     store.away = False

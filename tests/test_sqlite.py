@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -13,14 +14,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flask_stream.errors import StoreError
 from flask_stream.events import new_id
-from flask_stream.stores import sqlite_file
-from flask_stream.stores.base import Run
+from flask_stream.stores import sqlite_file, sqlite_statements
+from flask_stream.stores.base import Conversation, Held, Run
 from flask_stream.stores.sqlite import SqliteStore
 
 from .test_stores import batch, ending, events, found, new_run, started, whole
@@ -307,7 +309,7 @@ def test_a_log_survives_its_store(path: Path) -> None:
         ("PRAGMA application_id = 7", "is the database of another program"),
         (
             f"PRAGMA application_id = {sqlite_file.APPLICATION}; PRAGMA user_version = 99",
-            "has format 99, and this version of flask_stream reads 1",
+            "has format 99, and this version of flask_stream reads 2",
         ),
     ],
 )
@@ -358,18 +360,220 @@ def test_format_and_application_are_what_the_file_says(path: Path, store: Sqlite
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+#: Every statement, and what it is given.
+STATEMENTS = {
+    name: statement
+    for name, statement in vars(sqlite_statements).items()
+    if name.isupper() and not name.startswith("_")
+} | {"INSERT": sqlite_statements.insert(8)}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_no_statement_reads_a_whole_table(path: Path, store: SqliteStore, name: str) -> None:
+    steps = plan(path, STATEMENTS[name])
+    assert not [step for step in steps if "SCAN" in step and step.split()[1] in TABLES], steps
+    assert not [step for step in steps if step.startswith("USE TEMP B-TREE")], steps
+
+
+TABLES = {"runs", "batches", "expired", "conversations", "passing", "logs"}
+
+
+def plan(path: Path, statement: str) -> list[str]:
+    values: dict[str, str] | list[str] = [""] * statement.count("?")
+    if names := re.findall(r":(\w+)", statement):
+        values = dict.fromkeys(names, "") | {"leases": "{}", "runs": "[]"}
+    with closing(sqlite3.connect(path)) as connection:
+        return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
+
+
+def test_live_runs_are_counted_among_live_runs_alone(path: Path, store: SqliteStore) -> None:
+    for name in ("CREATE", "DENIED"):
+        searches = [step for step in plan(path, STATEMENTS[name]) if "SEARCH runs" in step]
+        assert len(searches) == 2
+        assert all("USING INDEX live_of (principal=?" in step for step in searches), searches
+
+
+def test_what_has_passed_does_not_pile_up(path: Path, store: SqliteStore) -> None:
+    for number in range(50):
+        store.count(f"count-{number}", 1, 0.001)
+        store.claim(f"claim-{number}", "", 0.001)
+    time.sleep(0.02)
+    store.count("kept", 1, 60)
+    for number in range(20):
+        store.claim(f"more-{number}", "", 60)
+    with closing(sqlite3.connect(path)) as connection:
+        keys = {key for (key,) in connection.execute("SELECT key FROM passing")}
+    assert keys == {"count:kept"} | {f"claim:more-{number}" for number in range(20)}
+
+
+def test_what_is_forgotten_is_in_no_table(path: Path, store: SqliteStore) -> None:
+    run = started(store, principal="ann")
+    store.append([batch(run, 0, 5)])
+    assert store.forget("ann", run.conversation)
+    with closing(sqlite3.connect(path)) as connection:
+        for table in TABLES:
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+
+
+# An earlier format
+
+#: The tables of format 1, as they were.
+FORMAT_1 = """
+PRAGMA journal_mode = WAL;
+CREATE TABLE runs (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    chain TEXT NOT NULL,
+    conversation TEXT NOT NULL,
+    parent TEXT,
+    principal TEXT NOT NULL,
+    created REAL NOT NULL,
+    status TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    owner TEXT NOT NULL,
+    lease REAL NOT NULL,
+    cancel INTEGER NOT NULL DEFAULT 0,
+    input TEXT NOT NULL
+);
+CREATE INDEX live ON runs (lease) WHERE status = 'running';
+CREATE INDEX over ON runs (created) WHERE status <> 'running';
+CREATE TABLE batches (
+    run INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    status TEXT,
+    payload TEXT NOT NULL,
+    PRIMARY KEY (run, last)
+);
+CREATE VIEW logs AS
+    SELECT *, coalesce((SELECT max(last) FROM batches WHERE run = number), 0) AS seq FROM runs;
+CREATE TABLE expired (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE
+);
+CREATE TRIGGER ended AFTER INSERT ON batches WHEN new.status IS NOT NULL BEGIN
+    UPDATE runs SET status = new.status WHERE number = new.run;
+END;
+CREATE TRIGGER removed AFTER DELETE ON runs BEGIN
+    DELETE FROM batches WHERE run = old.number;
+    INSERT OR REPLACE INTO expired (id) VALUES (old.id);
+    DELETE FROM expired WHERE number <= (SELECT max(number) FROM expired) - 100000;
+END;
+PRAGMA application_id = 0x464C5354;
+PRAGMA user_version = 1;
+"""
+
+
+def of_format_1(path: Path, runs: list[Run], owner: str = "me", lease: float = 60) -> None:
+    """A file as format 1 had it, where each run has said two words."""
+    path.parent.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(FORMAT_1)
+        for run in runs:
+            connection.execute(
+                "INSERT INTO runs (id, chain, conversation, parent, principal, created, status,"
+                " attempt, owner, lease, input) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(run.id, run.chain, run.conversation, run.parent, run.principal, run.created),
+                    *(run.status, run.attempt, owner, time.time() + lease, run.input),
+                ),
+            )
+            payload = "\n".join(f"{event.type}\t{event.data}" for event in events(0, 2))
+            connection.execute(
+                "INSERT INTO batches SELECT max(number), 2, NULL, ? FROM runs", (payload,)
+            )
+        connection.execute("INSERT INTO expired (id) VALUES (?)", ("gone" * 8,))
+        connection.commit()
+
+
+def test_a_file_of_format_1_is_brought_up_with_all_that_is_in_it(path: Path) -> None:
+    first = new_run(created=1000.5, status="done", seq=2, input='{"question":"Why? \\u00c4"}')
+    second = replace(first, id=new_id(), created=2000.25, input='{"question":"And then?"}')
+    early = replace(first, id=new_id(), created=1500.0, input='{"question":"Between"}')
+    anns = replace(second, id=new_id(), principal="ann", status="running")
+    of_format_1(path, [second, first, early, anns])
+    for _ in range(2):  # and is no other the second time
+        with closing(SqliteStore(path)) as store:
+            id = first.conversation
+            assert store.runs("", id) == [first, early, second]
+            assert store.conversations("", 10) == [Conversation(id, "", "Why? Ä", 1000.5, 2000.25)]
+            assert store.conversations("ann", 10) == [
+                Conversation(id, "ann", "And then?", 2000.25, 2000.25)
+            ]
+            assert whole(store, first) == events(0, 2)
+            assert store.expired("gone" * 8) == ""
+            # The owner that is at work goes on with its run, and everybody can have it end.
+            assert store.renew({anns.id: "me"}, 60) == {anns.id: Held.YES}
+    with closing(SqliteStore(path)) as store:
+        assert store.append([ending(anns, 2)]) == [True]
+        assert store.purge(10, 10) == 4
+        assert store.conversations("", 10) == store.conversations("ann", 10) == []
+        assert store.expired(anns.id) == "ann"
+        started(store, principal="ann", conversation=id)
+        assert store.forget("ann", id)
+
+
 @pytest.mark.parametrize(
-    "statement",
+    ("input", "title"),
     [
-        *(sqlite_file.GET, sqlite_file.insert(8), sqlite_file.READ, sqlite_file.RENEW),
-        *(sqlite_file.RENEWED, sqlite_file.OVERDUE, sqlite_file.ADOPT, sqlite_file.ADOPTED),
-        *(sqlite_file.OLD, sqlite_file.PURGE, sqlite_file.EXPIRED, sqlite_file.LOOK),
+        ('{"question":"' + "x" * 200 + '"}', "x" * 80),
+        ('{"question":"\\ud800 \\u0000?"}', "? \0?"),
+        ('{"question":["a","b"]}', ""),
+        ('{"topic":"a"}', ""),
+        ('["question"]', ""),
+        ("no JSON", ""),
     ],
 )
-def test_no_statement_reads_a_whole_table(path: Path, store: SqliteStore, statement: str) -> None:
+def test_a_conversation_of_format_1_is_called_by_its_question(
+    path: Path, input: str, title: str
+) -> None:
+    run = new_run(input=input)
+    of_format_1(path, [run])
+    with closing(SqliteStore(path)) as store:
+        (conversation,) = store.conversations("", 10)
+        assert conversation.title == title
+        assert found(store, run).input == input
+
+
+def test_workers_that_start_together_bring_up_a_file_once(path: Path) -> None:
+    runs = [new_run(created=1000.0 + number) for number in range(200)]
+    of_format_1(path, runs)
+    with ThreadPoolExecutor(8) as pool:
+        stores = list(pool.map(SqliteStore, [path] * 8))
+    for store in stores:
+        assert len(store.conversations("", 1000)) == 200
+        store.close()
+
+
+def test_a_file_that_cannot_be_brought_up_is_left_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run()
+    of_format_1(path, [run])
+    monkeypatch.setattr(sqlite_file, "_FILL", "INSERT INTO nowhere VALUES (1)")
+    with pytest.raises(StoreError, match="no such table: nowhere"):
+        SqliteStore(path)
+    monkeypatch.undo()
     with closing(sqlite3.connect(path)) as connection:
-        names = {"run": "", "after": 0, "limit": 1, "leases": "{}", "lease": 1, "version": 0}
-        values = names | {"runs": "[]"} if ":" in statement else [""] * statement.count("?")
-        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
-    tables = ("SCAN runs", "SCAN batches", "SCAN expired", "USE TEMP B-TREE")
-    assert not [step for step in plan if step.startswith(tables)], plan
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    with closing(SqliteStore(path)) as store:
+        assert len(store.conversations("", 10)) == 1
+        assert found(store, run).seq == 2
+
+
+def test_a_worker_of_format_1_that_is_still_there_goes_on(path: Path) -> None:
+    of_format_1(path, [run := new_run()])
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        assert old.execute("SELECT seq FROM logs WHERE id = ?", (run.id,)).fetchone() == (2,)
+        with closing(SqliteStore(path)) as store:
+            values = ("later" * 4, "chat", run.conversation, "", 5e9, "running", 1, "it", 5e9, "{}")
+            old.execute(
+                "INSERT INTO runs (id, chain, conversation, principal, created, status, attempt,"
+                " owner, lease, input) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
+            assert [each.id for each in store.runs("", run.conversation)] == [run.id, values[0]]
+            assert [each.updated for each in store.conversations("", 10)] == [5e9]
+            old.execute("DELETE FROM runs")
+            assert old.execute("SELECT 1 FROM expired WHERE id = ?", (run.id,)).fetchone() == (1,)
+            assert store.expired(run.id) == ""
+            assert store.conversations("", 10) == []

@@ -9,13 +9,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flask_stream.events import Event, encode, new_id
-from flask_stream.stores.base import Batch, Held, News, Run, Store
+from flask_stream.stores.base import (
+    Batch,
+    Busy,
+    Conversation,
+    Denied,
+    Full,
+    Held,
+    News,
+    Run,
+    Store,
+    Terms,
+)
 from flask_stream.stores.memory import MemoryStore
 from flask_stream.stores.redis import RedisStore
 from flask_stream.stores.sqlite import SqliteStore
@@ -99,10 +111,43 @@ def new_run(**known: object) -> Run:
     return replace(run, **known)  # type: ignore[arg-type]
 
 
-def started(store: Store, owner: str = "me", lease: float = 60, **known: object) -> Run:
+def started(
+    store: Store,
+    owner: str = "me",
+    lease: float = 60,
+    terms: Terms = Terms(),  # noqa: B008 - it cannot be changed
+    **known: object,
+) -> Run:
     run = new_run(**known)
-    assert store.create(run, owner, lease) is None
+    assert store.create(run, owner, lease, terms) is None
     return run
+
+
+def over(store: Store, run: Run, after: int = 0, owner: str = "me") -> None:
+    assert store.append([ending(run, after, owner=owner)]) == [True]
+
+
+def together(number: int, call: Callable[[int], object]) -> list[object]:
+    """What so many threads get, or are denied, that call at the same moment."""
+    barrier = threading.Barrier(number)
+
+    def one(which: int) -> object:
+        barrier.wait()
+        try:
+            return call(which)
+        except Denied as denied:
+            return denied
+
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(one, range(number)))
+
+
+def settled(what: Callable[[], object], wanted: object) -> None:
+    """Wait until something that takes its time is so."""
+    until = time.monotonic() + PATIENCE
+    while what() != wanted:
+        assert time.monotonic() < until, what()
+        time.sleep(0.02)
 
 
 def events(after: int, number: int, text: str = "word") -> list[Event]:
@@ -168,7 +213,7 @@ def test_a_run_is_found_as_it_was_created(store: Store, other: Store) -> None:
 def test_an_unknown_run_is_none_and_has_no_events(store: Store) -> None:
     assert store.get(new_id()) is None
     assert store.read(new_id(), 0, 10) == []
-    assert not store.expired(new_id())
+    assert store.expired(new_id()) is None
 
 
 def test_of_fifty_who_create_a_run_one_does(store: Store, other: Store) -> None:
@@ -190,6 +235,133 @@ def test_whoever_created_a_run_may_ask_again(store: Store) -> None:
     assert store.append([batch(run, 0)]) == [True]
     assert store.create(run, "me", 60) is None
     assert store.create(run, "you", 60) == replace(run, seq=1)
+
+
+# Terms
+
+
+def test_a_principal_has_no_more_live_runs_than_it_may(store: Store, other: Store) -> None:
+    terms = Terms(most=2)
+    first = started(store, terms=terms, principal="ann")
+    second = started(other, terms=terms, principal="ann")
+    third = new_run(principal="ann")
+    for each in (store, other):
+        with pytest.raises(Full):
+            each.create(third, "me", 60, terms)
+    assert store.get(third.id) is None
+    assert store.conversation("ann", third.conversation) is None
+    assert other.append([batch(third, 0)]) == [False]
+    started(store, terms=terms, principal="bob")  # who is somebody else
+    over(other, first)
+    assert store.create(third, "me", 60, terms) is None
+    with pytest.raises(Full):
+        store.create(new_run(principal="ann"), "me", 60, terms)
+    assert store.create(new_run(principal="ann"), "me", 60, Terms(most=4)) is None
+    assert store.create(new_run(principal="ann"), "me", 60) is None
+    over(store, second)
+
+
+def test_the_end_of_a_run_makes_room_however_it_is_stored(store: Store) -> None:
+    runs = [started(store, principal="ann") for _ in range(3)]
+    store.append([batch(runs[0], 0, 2), ending(runs[0], 2)])
+    store.append([ending(run, 0) for run in runs[1:]])
+    store.append([ending(run, 0) for run in runs[1:]])  # which is nothing new
+    alone = Terms(most=1)
+    assert store.create(new_run(principal="ann"), "me", 60, alone) is None
+    with pytest.raises(Full):
+        store.create(new_run(principal="ann"), "me", 60, alone)
+
+
+def test_of_twenty_who_start_at_once_three_may(store: Store, other: Store) -> None:
+    terms = Terms(most=3)
+    runs = [new_run(principal="ann") for _ in range(20)]
+    answers = together(
+        20, lambda which: (store, other)[which % 2].create(runs[which], "me", 60, terms)
+    )
+    assert answers.count(None) == 3
+    assert len([answer for answer in answers if isinstance(answer, Full)]) == 17
+    assert len([run for run in runs if store.get(run.id)]) == 3
+    assert len(store.conversations("ann", 100)) == 3
+
+
+def test_a_run_may_have_to_be_alone_in_its_conversation(store: Store, other: Store) -> None:
+    alone = Terms(alone=True)
+    first = started(store, terms=alone, principal="ann")
+    again = new_run(principal="ann", conversation=first.conversation)
+    with pytest.raises(Busy) as busy:
+        other.create(again, "me", 60, alone)
+    assert busy.value.run == first.id
+    assert store.get(again.id) is None
+    # One of another principal with the same id is another conversation.
+    started(other, terms=alone, principal="bob", conversation=first.conversation)
+    started(other, terms=alone, principal="ann")
+    over(store, first)
+    assert other.create(again, "me", 60, alone) is None
+    assert other.create(replace(again, id=new_id()), "me", 60) is None  # has no such term
+    with pytest.raises(Busy) as busy:
+        store.create(replace(again, id=new_id()), "me", 60, alone)
+    assert busy.value.run != first.id
+
+
+def test_of_two_who_want_to_be_alone_one_is(store: Store, other: Store) -> None:
+    for _ in range(20):
+        runs = [new_run(principal="ann")]
+        runs.append(replace(runs[0], id=new_id()))
+        answers = together(
+            2,
+            lambda which, runs=runs: (store, other)[which].create(  # type: ignore[misc]
+                runs[which], "me", 60, Terms(alone=True)
+            ),
+        )
+        (denied,) = (answer for answer in answers if answer is not None)
+        assert isinstance(denied, Busy)
+        assert denied.run == runs[answers.index(None)].id
+
+
+def test_busy_comes_before_full(store: Store) -> None:
+    terms = Terms(most=1, alone=True)
+    run = started(store, terms=terms, principal="ann")
+    with pytest.raises(Busy):
+        store.create(replace(run, id=new_id()), "me", 60, terms)
+    with pytest.raises(Full):
+        store.create(new_run(principal="ann"), "me", 60, terms)
+
+
+def test_a_run_that_is_there_is_found_whatever_the_terms(store: Store, other: Store) -> None:
+    terms = Terms(most=1, alone=True)
+    run = started(store, terms=terms, principal="ann")
+    assert other.create(run, "you", 60, terms) == run
+    assert other.create(run, "me", 60, terms) is None
+    over(store, run)
+    started(store, terms=terms, principal="ann", conversation=run.conversation)
+    assert store.create(run, "you", 60, terms) == replace(run, seq=1, status="done")
+    assert store.create(run, "me", 60, terms) is None
+
+
+def test_of_many_with_one_id_none_is_told_that_it_is_busy(store: Store, other: Store) -> None:
+    run = new_run(principal="ann")
+    answers = together(
+        20,
+        lambda which: (store, other)[which % 2].create(
+            run, f"owner-{which}", 60, Terms(most=1, alone=True)
+        ),
+    )
+    assert answers.count(None) == 1
+    assert answers.count(run) == 19
+
+
+def test_a_run_whose_worker_is_gone_counts_until_it_is_ended(store: Store, other: Store) -> None:
+    terms = Terms(most=1, alone=True)
+    run = started(store, lease=0.001, terms=terms, principal="ann")
+    overdue(run, store)
+    next = new_run(principal="ann", conversation=run.conversation)
+    with pytest.raises(Busy):
+        other.create(next, "me", 60, terms)
+    assert [each.id for each in other.adopt("you", 60, 10)] == [run.id]
+    with pytest.raises(Busy):
+        other.create(next, "me", 60, terms)
+    over(other, run, owner="you")
+    assert other.create(next, "me", 60, terms) is None
 
 
 # Appending
@@ -419,15 +591,333 @@ def test_old_runs_go_whole_and_only_when_they_are_over(store: Store, other: Stor
     assert store.append([batch(old, 5)]) == [False]
     assert found(store, young).seq == found(store, live).seq == 1
     # Expired is something else than unknown, and than there.
-    assert store.expired(old.id)
-    assert not any(store.expired(run) for run in (young.id, live.id, new_id()))
+    assert store.expired(old.id) == ""
+    assert {store.expired(run) for run in (young.id, live.id, new_id())} == {None}
 
 
 def test_no_more_runs_are_removed_than_asked_for(store: Store) -> None:
     runs = [started(store, created=time.time() - 100) for _ in range(5)]
     store.append([ending(run, 0) for run in runs])
     assert [store.purge(50, 2) for _ in range(4)] == [2, 2, 1, 0]
-    assert all(store.expired(run.id) for run in runs)
+    assert {store.expired(run.id) for run in runs} == {""}
+
+
+# Conversations
+
+
+def test_a_conversation_begins_with_its_first_run(store: Store, other: Store) -> None:
+    run = started(store, terms=Terms(title="Ä 😀\0 title"), principal="ann", created=1000.25)
+    wanted = Conversation(run.conversation, "ann", "Ä 😀\0 title", 1000.25, 1000.25)
+    for each in (store, other):
+        assert each.conversation("ann", run.conversation) == wanted
+        assert each.conversations("ann", 10) == [wanted]
+        assert each.runs("ann", run.conversation) == [run]
+
+
+def test_where_there_is_no_conversation_there_is_nothing(store: Store) -> None:
+    started(store, principal="ann")
+    unknown = new_id()
+    assert store.conversation("ann", unknown) is None
+    assert store.runs("ann", unknown) == []
+    assert store.rename("ann", unknown, "Title") is False
+    assert store.forget("ann", unknown) is False
+    assert store.conversations("bob", 10) == []
+    assert store.conversation("ann", unknown) is None
+
+
+def test_each_run_moves_its_conversation_and_leaves_its_title(store: Store, other: Store) -> None:
+    first = started(store, terms=Terms(title="first"), principal="ann", created=1000.1)
+    elsewhere = started(store, terms=Terms(title="elsewhere"), principal="ann", created=1001)
+    assert [each.title for each in store.conversations("ann", 10)] == ["elsewhere", "first"]
+    known: dict[str, Any] = {"principal": "ann", "conversation": first.conversation}
+    second = started(other, terms=Terms(title="second"), created=1002.123456, **known)
+    wanted = Conversation(first.conversation, "ann", "first", 1000.1, 1002.123456)
+    assert store.conversation("ann", first.conversation) == wanted
+    assert [each.title for each in store.conversations("ann", 10)] == ["first", "elsewhere"]
+    # A clock that is behind moves nothing back; nor does an end, or a call that is repeated.
+    third = started(other, terms=Terms(title="third"), created=1001.5, **known)
+    over(store, first)
+    assert store.create(second, "me", 60, Terms(title="again")) is None
+    assert store.conversation("ann", first.conversation) == wanted
+    ended = replace(first, seq=1, status="done")
+    assert other.runs("ann", first.conversation) == [ended, third, second]
+    assert store.runs("ann", elsewhere.conversation) == [elsewhere]
+
+
+def test_runs_of_the_same_moment_come_by_id(store: Store) -> None:
+    conversation = new_id()
+    runs = [started(store, conversation=conversation, created=1000.5) for _ in range(20)]
+    assert store.runs("", conversation) == sorted(runs, key=lambda run: run.id)
+
+
+def test_one_id_of_two_principals_is_two_conversations(store: Store) -> None:
+    ids: dict[str, Any] = {"conversation": new_id(), "created": 1000.0}
+    anns = started(store, terms=Terms(title="ann's"), principal="ann", **ids)
+    bobs = started(store, terms=Terms(title="bob's"), principal="bob", **ids)
+    nobodys = started(store, terms=Terms(title="nobody's"), principal="", **ids)
+    id = anns.conversation
+    wanted = {"ann": "ann's", "bob": "bob's", "": "nobody's"}
+    for principal, title in wanted.items():
+        assert store.conversations(principal, 10) == [
+            Conversation(id, principal, title, 1000, 1000)
+        ]
+    assert store.rename("bob", id, "Bob's own")
+    assert store.forget("ann", id)
+    assert store.get(anns.id) is None
+    assert store.conversation("ann", id) is None
+    assert store.runs("bob", id) == [bobs]
+    assert store.runs("", id) == [nobodys]
+    assert [each.title for each in store.conversations("bob", 10)] == ["Bob's own"]
+
+
+@pytest.mark.parametrize("principal", ["user:a:b", "a b\n\t", "Ä😀", "*[a]?", "%s'\"--", "x\0y"])
+def test_a_principal_is_any_text(store: Store, principal: str) -> None:
+    started(store, principal="user:a")
+    run = started(store, terms=Terms(most=1, alone=True), principal=principal)
+    with pytest.raises(Full):
+        store.create(new_run(principal=principal), "me", 60, Terms(most=1))
+    assert store.runs(principal, run.conversation) == [run]
+    assert [each.principal for each in store.conversations(principal, 10)] == [principal]
+    over(store, run)
+    assert store.forget(principal, run.conversation)
+    assert store.conversations(principal, 10) == []
+    assert len(store.conversations("user:a", 10)) == 1
+
+
+def test_a_new_title_stays(store: Store, other: Store) -> None:
+    run = started(store, terms=Terms(title="old"), principal="ann", created=1000)
+    assert other.rename("ann", run.conversation, "new „Titel“")
+    known: dict[str, Any] = {"principal": "ann", "conversation": run.conversation}
+    started(store, terms=Terms(title="later"), created=2000, **known)
+    wanted = Conversation(run.conversation, "ann", "new „Titel“", 1000, 2000)
+    assert store.conversation("ann", run.conversation) == wanted
+    assert other.rename("ann", run.conversation, "")
+    assert store.conversations("ann", 10) == [replace(wanted, title="")]
+
+
+def pages(store: Store, principal: str, limit: int) -> list[Conversation]:
+    """All conversations, read page by page."""
+    found = page = store.conversations(principal, limit)
+    while page:
+        assert len(page) <= limit
+        page = store.conversations(principal, limit, (page[-1].updated, page[-1].id))
+        found = found + page
+    return found
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
+def test_conversations_are_paged_without_a_gap_or_a_double(store: Store, limit: int) -> None:
+    runs = []
+    for number in range(24):
+        # Seven of one moment, then some of others that are very near.
+        created = 1000.0 if number < 7 else 1000.0 + (number // 3) * 1e-6
+        runs.append(started(store, principal="ann", created=created))
+        started(store, principal="bob", created=created)
+    wanted = sorted(((run.created, run.conversation) for run in runs), reverse=True)
+    assert [(each.updated, each.id) for each in pages(store, "ann", limit)] == wanted
+
+
+def test_ids_of_one_moment_come_in_the_same_order_everywhere(store: Store) -> None:
+    ids = ["a" * 16, "B" * 16, "_" * 16, "-" * 16, "b" * 16, "0" * 16, "a" * 17, "Z" * 16]
+    for id in ids:
+        started(store, conversation=id, created=1000)
+    assert [each.id for each in pages(store, "", 3)] == sorted(ids, reverse=True)
+
+
+def test_a_page_follows_a_place_that_is_no_longer_there(store: Store) -> None:
+    runs = [started(store, principal="ann", created=1000.0) for _ in range(6)]
+    first = store.conversations("ann", 3)
+    rest = sorted((run.conversation for run in runs), reverse=True)[3:]
+    place = (first[-1].updated, first[-1].id)
+    assert store.forget("ann", first[-1].id)
+    assert [each.id for each in store.conversations("ann", 10, place)] == rest
+    # One that is updated goes to the front, and so is not seen again.
+    started(store, principal="ann", conversation=rest[0], created=2000)
+    assert [each.id for each in store.conversations("ann", 10, place)] == rest[1:]
+    assert store.conversations("ann", 1)[0].id == rest[0]
+
+
+def test_what_is_forgotten_is_gone_without_a_trace(store: Store, other: Store) -> None:
+    conversation = new_id()
+    known: dict[str, Any] = {"principal": "ann", "conversation": conversation}
+    ended, live = started(store, **known), started(store, **known)
+    kept = started(store, principal="ann")
+    over(store, ended)
+    store.append([batch(live, 0, 3), batch(kept, 0)])
+    store.cancel(live.id)
+    assert other.forget("ann", conversation) is True
+    assert other.forget("ann", conversation) is False
+    assert other.conversation("ann", conversation) is None
+    assert other.runs("ann", conversation) == []
+    assert [each.id for each in other.conversations("ann", 10)] == [kept.conversation]
+    for run in (ended, live):
+        assert store.get(run.id) is None
+        assert store.read(run.id, 0, 10) == []
+        assert store.expired(run.id) is None
+    # The owner of the live run finds that it has lost it.
+    assert store.append([batch(live, 3), batch(kept, 1)]) == [False, True]
+    assert store.append([batch(live, 0, 3)]) == [False]
+    assert store.append([ending(live, 3)]) == [False]
+    assert store.renew({live.id: "me", kept.id: "me"}, 60) == {
+        live.id: Held.LOST,
+        kept.id: Held.YES,
+    }
+    assert store.purge(-10, 10) == 0
+    assert store.get(live.id) is None
+
+
+def test_what_is_forgotten_is_not_live_and_not_adopted(store: Store, other: Store) -> None:
+    terms = Terms(most=1, alone=True)
+    run = started(store, lease=0.001, terms=terms, principal="ann")
+    overdue(run, store)
+    assert other.forget("ann", run.conversation)
+    assert other.adopt("you", 60, 10) == []
+    # Even the same ids may be used again, and nothing of the old log is there.
+    assert other.create(run, "you", 60, terms) is None
+    assert other.get(run.id) == run
+    assert other.read(run.id, 0, 10) == []
+    assert other.append([batch(run, 0, 2, owner="you")]) == [True]
+    assert store.append([batch(run, 2)]) == [False]
+
+
+def test_whoever_watches_a_run_hears_that_it_is_forgotten(store: Store, other: Store) -> None:
+    theirs, mine = started(other, principal="ann"), started(store, principal="ann")
+    for run in (theirs, mine):
+        store.watch(run.id)
+        assert told(store, News(run.id, cancel=False))
+    quiet(store)
+    assert other.forget("ann", theirs.conversation)
+    assert told(store, News(theirs.id, cancel=False))
+    quiet(store)
+    assert store.forget("ann", mine.conversation)
+    assert told(store, News(mine.id, cancel=False))
+    assert quiet(store) == []  # once is enough
+    # And of one that comes again.
+    assert other.create(theirs, "you", 60) is None
+    assert other.append([batch(theirs, 0, owner="you")]) == [True]
+    assert told(store, News(theirs.id, cancel=False))
+
+
+def test_a_conversation_goes_with_its_last_run(store: Store, other: Store) -> None:
+    now = time.time()
+    known: dict[str, Any] = {"principal": "ann", "conversation": new_id()}
+    oldest = started(store, terms=Terms(title="title"), created=now - 200, **known)
+    old = started(store, created=now - 100, **known)
+    live = started(store, created=now - 150, **known)
+    another = started(store, created=now - 100, principal="bob")
+    store.append([ending(run, 0) for run in (oldest, old, another)])
+    wanted = Conversation(oldest.conversation, "ann", "title", now - 200, now - 100)
+    assert other.purge(120, 10) == 1
+    assert store.runs("ann", oldest.conversation) == [live, replace(old, seq=1, status="done")]
+    assert store.conversations("ann", 10) == [wanted]
+    assert other.purge(50, 10) == 2
+    assert store.conversation("ann", oldest.conversation) == wanted
+    assert store.conversations("bob", 10) == []
+    over(store, live)
+    assert other.purge(50, 10) == 1
+    assert store.conversation("ann", oldest.conversation) is None
+    assert store.conversations("ann", 10) == []
+    assert store.runs("ann", oldest.conversation) == []
+    assert {store.expired(run.id) for run in (oldest, old, live)} == {"ann"}
+    assert store.expired(another.id) == "bob"
+    # The next run of that id begins a new one.
+    started(store, terms=Terms(title="anew"), created=now, **known)
+    again = store.conversation("ann", oldest.conversation)
+    assert again == Conversation(oldest.conversation, "ann", "anew", now, now)
+
+
+# Small things that have a time to live
+
+
+def test_a_counter_counts(store: Store, other: Store) -> None:
+    key = new_id()
+    assert store.count(key, 0, 60) == 0
+    assert store.count(key, 3, 60) == 3
+    assert other.count(key, 4, 60) == 7
+    assert other.count(key, -2, 60) == 5
+    assert store.count(key, 0, 60) == 5
+    assert store.count(new_id(), 1, 60) == 1
+
+
+def test_of_counters_none_is_lost(store: Store, other: Store) -> None:
+    key = new_id()
+
+    def add(which: int) -> list[int]:
+        return [(store, other)[which % 2].count(key, 1, 60) for _ in range(20)]
+
+    answers = together(8, add)
+    seen = [value for each in answers if isinstance(each, list) for value in each]
+    assert sorted(seen) == list(range(1, 161))
+
+
+def test_a_counter_runs_out_and_begins_anew(store: Store) -> None:
+    key, kept = new_id(), new_id()
+    begun = time.monotonic()
+    assert store.count(kept, 1, 60) == 1
+    assert store.count(key, 5, 1) == 5
+    assert store.count(key, 1, 60) == 6  # which gives it no more time
+    settled(lambda: store.count(key, 0, 60), 0)
+    assert time.monotonic() - begun > 0.9
+    assert store.count(key, 2, 60) == 2
+    assert store.count(kept, 1, 60) == 2
+
+
+def test_a_counter_that_ran_out_unread_begins_anew(store: Store) -> None:
+    key = new_id()
+    assert store.count(key, 5, 0.001) == 5
+    time.sleep(0.05)
+    assert store.count(key, 2, 60) == 2
+    assert store.count(key, 2, 60) == 4
+
+
+def test_a_key_is_claimed_once(store: Store, other: Store) -> None:
+    key = new_id()
+    assert store.claim(key, "mine", 60) == "mine"
+    assert other.claim(key, "theirs", 60) == "mine"
+    assert store.claim(key, "mine", 60) == "mine"
+    other.disclaim(key, "theirs")
+    assert other.claim(key, "theirs", 60) == "mine"
+    store.disclaim(key, "mine")
+    store.disclaim(new_id(), "mine")
+    assert other.claim(key, "theirs", 60) == "theirs"
+    assert store.claim(key, "mine", 60) == "theirs"
+    assert store.claim(new_id(), "Ä😀 ''", 60) == "Ä😀 ''"
+
+
+def test_of_twenty_who_claim_a_key_one_has_it(store: Store, other: Store) -> None:
+    key = new_id()
+    answers = together(20, lambda n: (store, other)[n % 2].claim(key, f"claim-{n}", 60))
+    assert len(set(answers)) == 1
+    assert answers[0] in {f"claim-{n}" for n in range(20)}
+
+
+def test_a_claim_runs_out(store: Store, other: Store) -> None:
+    key = new_id()
+    begun = time.monotonic()
+    assert store.claim(key, "mine", 1) == "mine"
+    assert store.claim(key, "mine", 60) == "mine"  # which gives it no more time
+    settled(lambda: other.claim(key, "theirs", 60), "theirs")
+    assert time.monotonic() - begun > 0.9
+    assert store.claim(key, "mine", 60) == "theirs"
+    store.disclaim(key, "mine")
+    assert store.claim(key, "mine", 60) == "theirs"
+
+
+def test_a_key_that_was_disclaimed_has_all_its_time_again(store: Store) -> None:
+    key, short = new_id(), new_id()
+    assert store.claim(key, "first", 0.05) == "first"
+    store.disclaim(key, "first")
+    assert store.claim(key, "second", 60) == "second"
+    assert store.claim(short, "short", 0.1) == "short"
+    settled(lambda: store.claim(short, "next", 60), "next")
+    assert store.claim(key, "third", 60) == "second"
+
+
+def test_counters_and_claims_of_one_name_are_two_things(store: Store) -> None:
+    key = new_id()
+    assert store.claim(key, "text", 60) == "text"
+    assert store.count(key, 2, 60) == 2
+    assert store.claim(key, "other", 60) == "text"
 
 
 # News
@@ -591,3 +1081,66 @@ def test_a_log_is_what_was_stored_whatever_else_was_tried(
     for model in models:
         assert whole(other, model.run, limit=3) == model.log
         assert found(other, model.run).live is not model.over
+
+
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["start", "start", "start", "end", "forget", "rename", "purge"]),
+        st.integers(0, 2),  # which conversation
+        st.sampled_from(["ann", ""]),
+        st.sampled_from([0, 0, 1, 2, 3]),  # how many live runs at most
+        st.booleans(),  # whether to be alone
+        st.integers(0, 3),  # when, and which run
+    ),
+    max_size=30,
+)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(steps=_STEPS)
+def test_conversations_are_what_the_reference_says(
+    store: Store, other: Store, steps: list[tuple[str, int, str, int, bool, int]]
+) -> None:
+    reference, mark, now = MemoryStore(), new_id(), time.time()
+    ids = [new_id() for _ in range(3)]
+    live: list[Run] = []
+
+    def attempt(one: Store, run: Run, terms: Terms) -> object:
+        try:
+            return one.create(run, "me", 60, terms)
+        except Denied as denied:
+            return type(denied)
+
+    for number, (step, which, who, most, alone, when) in enumerate(steps):
+        turn, principal, id = (store, other)[number % 2], f"{who}{mark}", ids[which]
+        if step == "start":
+            run = new_run(principal=principal, conversation=id, created=now - 100 * when)
+            terms = Terms(most, alone, f"title {number}")
+            answer = attempt(reference, run, terms)
+            assert attempt(turn, run, terms) == answer
+            live += [run] if answer is None else []
+        elif step == "end" and live:
+            ends = [ending(live.pop(when % len(live)), 0)]
+            assert turn.append(ends) == reference.append(ends)
+        elif step == "rename":
+            title = f"title {number}"
+            assert turn.rename(principal, id, title) == reference.rename(principal, id, title)
+        elif step == "forget":
+            assert turn.forget(principal, id) == reference.forget(principal, id)
+        elif step == "purge":
+            turn.purge(50 + 100 * when, 1000)
+            reference.purge(50 + 100 * when, 1000)
+    for principal in (f"ann{mark}", mark):
+        wanted = reference.conversations(principal, 10)
+        assert store.conversations(principal, 10) == wanted
+        assert pages(other, principal, 1) == wanted
+        for id in ids:
+            assert store.conversation(principal, id) == reference.conversation(principal, id)
+            assert store.runs(principal, id) == reference.runs(principal, id)
+        counted = len([run for id in ids for run in store.runs(principal, id) if run.live])
+        assert not counted or attempt(store, new_run(principal=principal), Terms(counted)) is Full
+        assert attempt(store, new_run(principal=principal), Terms(counted + 1)) is None

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from ..events import Said
+
+#: No answer at all: an answer may be anything that JSON can say, null included.
+NOTHING: Final = object()
 
 
 class Turn(NamedTuple):
@@ -24,11 +27,18 @@ class Turn(NamedTuple):
 class Input:
     """What a run was started with: the client's own words, and what was said before them.
 
-    `value` is the decoded `input` of the run, at least `{"question": "…"}`.
+    `value` is the decoded `input` of the run: `{"question": "…"}`, or what the chain's own
+    schema asks for. `run` and `parent` are the ids of this run and of the one that it follows.
+    `thread` is where a graph keeps its state: the same for all runs of a conversation. `resume`
+    is the answer to what the parent has asked, or `NOTHING`.
     """
 
     value: dict[str, Any]
     history: Sequence[Turn] = ()
+    run: str = ""
+    parent: str | None = None
+    thread: str = ""
+    resume: Any = NOTHING
 
     @property
     def question(self) -> str:

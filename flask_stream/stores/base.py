@@ -1,6 +1,8 @@
 """What a store is: it keeps the logs of runs.
 
 A store knows nothing of Flask, chains or readers. It may be called from many threads at once.
+Ids of runs and conversations are such as `events.is_id` takes; principals, titles, keys and values
+are any text that UTF-8 can say, so without lone surrogates.
 Every method may raise `StoreError` when the store cannot be reached; a call that raised may be
 repeated, and repeating it changes nothing that the first try may already have done.
 """
@@ -43,6 +45,51 @@ class Run:
         return self.status == RUNNING
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation as the store knows it: the runs of one principal that share its id.
+
+    `title` is that of its first run until it is renamed. `created` is when its first run was
+    created, though that may be gone, and `updated` the latest that any was, in seconds since the
+    epoch.
+    """
+
+    id: str
+    principal: str
+    title: str
+    created: float
+    updated: float
+
+
+class Terms(NamedTuple):
+    """On what terms a run may be created.
+
+    `most` is how many live runs its principal may have with it, 0 for any number. `alone` is
+    whether it must be the only live run of its conversation. `title` names its conversation,
+    should this be its first run.
+    """
+
+    most: int = 0
+    alone: bool = False
+    title: str = ""
+
+
+class Denied(Exception):
+    """A run was not created, because of its terms."""
+
+
+class Full(Denied):
+    """Its principal has as many live runs as it may have."""
+
+
+class Busy(Denied):
+    """Its conversation has a live run, `run`."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__(run)
+        self.run = run
+
+
 class Batch(NamedTuple):
     """Events to store in one piece: they follow the event with seq `after`.
 
@@ -54,6 +101,10 @@ class Batch(NamedTuple):
     after: int
     events: Sequence[Event]
     status: str | None
+
+
+#: No terms at all.
+ANY = Terms()
 
 
 class Held(Enum):
@@ -74,12 +125,17 @@ class News(NamedTuple):
 class Store(ABC):
     """Keeps logs."""
 
+    # Runs
+
     @abstractmethod
-    def create(self, run: Run, owner: str, lease: float) -> Run | None:
+    def create(self, run: Run, owner: str, lease: float, terms: Terms = ANY) -> Run | None:
         """Create the run, held by `owner` for `lease` seconds; None if that is what happened.
 
         Atomic by id: of any number of callers one gets None, all others the run that is there.
-        The `owner` that created a run gets None again if it repeats the call.
+        The `owner` that created a run gets None again if it repeats the call. Where there is
+        no run of that id, and the terms forbid one, raises Busy or, if it is not that, Full;
+        nothing is stored then. Terms are atomic, too: of any number of callers at the same
+        moment, as many succeed as the terms allow.
         """
 
     @abstractmethod
@@ -87,8 +143,8 @@ class Store(ABC):
         """The run, or None if there is none."""
 
     @abstractmethod
-    def expired(self, run: str) -> bool:
-        """Whether a run of that id was here and was removed for its age (best effort)."""
+    def expired(self, run: str) -> str | None:
+        """Whose run of that id was here and was removed for its age (best effort), or None."""
 
     @abstractmethod
     def append(self, batches: Sequence[Batch]) -> list[bool]:
@@ -123,7 +179,61 @@ class Store(ABC):
 
     @abstractmethod
     def purge(self, age: float, limit: int) -> int:
-        """Remove up to `limit` whole runs created over `age` seconds ago that are not live."""
+        """Remove up to `limit` whole runs created over `age` seconds ago that are not live.
+
+        A conversation without any run is removed with its last one.
+        """
+
+    # Conversations
+
+    @abstractmethod
+    def conversations(
+        self, principal: str, limit: int, before: tuple[float, str] | None = None
+    ) -> list[Conversation]:
+        """Up to `limit` of a principal's conversations, the last updated first.
+
+        Those that are updated at the same moment come by falling id. `before` is the
+        (updated, id) of the last one of the page before.
+        """
+
+    @abstractmethod
+    def conversation(self, principal: str, id: str) -> Conversation | None:
+        """A principal's conversation, or None. One of another principal is another one."""
+
+    @abstractmethod
+    def runs(self, principal: str, conversation: str) -> list[Run]:
+        """A conversation's runs by when they were created, then by id; empty without one."""
+
+    @abstractmethod
+    def rename(self, principal: str, conversation: str, title: str) -> bool:
+        """Give a conversation another title; False where there is none."""
+
+    @abstractmethod
+    def forget(self, principal: str, conversation: str) -> bool:
+        """Remove a conversation and all of its runs; False where there is none.
+
+        A run that is live is gone, too: its owner finds that it no longer holds it, and whoever
+        watches it gets news of it. No trace is kept: `expired` does not know these runs.
+        """
+
+    # Small things that have a time to live
+
+    @abstractmethod
+    def count(self, key: str, amount: int, ttl: float) -> int:
+        """Add to a counter and return what it then is. A new one begins at 0, for `ttl` seconds.
+
+        With an amount of 0 nothing is made, only read. Not made safe against being repeated.
+        """
+
+    @abstractmethod
+    def claim(self, key: str, value: str, ttl: float) -> str:
+        """Set a key that is not set, for `ttl` seconds; what it is then set to. Atomic."""
+
+    @abstractmethod
+    def disclaim(self, key: str, value: str) -> None:
+        """Unset a key, if it is set to that value."""
+
+    # News
 
     @abstractmethod
     def watch(self, run: str) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Generic, TypeVar
 
 from ..events import Event
-from .base import Batch, Held, News, Run, Store
+from .base import ANY, Batch, Busy, Conversation, Full, Held, News, Run, Store, Terms
+
+V = TypeVar("V")
 
 
 @dataclass(slots=True)
@@ -21,27 +26,62 @@ class _Log:
     cancel: bool = False
 
 
+@dataclass(slots=True)
+class _Talk:
+    conversation: Conversation
+    runs: dict[str, None] = field(default_factory=dict)
+    live: dict[str, None] = field(default_factory=dict)
+
+
 class MemoryStore(Store):
     """Keeps logs in a dictionary. Only for a service of one process."""
 
     def __init__(self) -> None:
         self._logs: dict[str, _Log] = {}
-        self._expired: dict[str, None] = {}
+        self._talks: dict[str, dict[str, _Talk]] = {}  # by principal and id
+        self._live: Counter[str] = Counter()  # runs, by principal
+        self._expired: dict[str, str] = {}  # principals, by run
+        self._counters: _Passing[int] = _Passing()
+        self._claims: _Passing[str] = _Passing()
         self._watched: set[str] = set()
         self._news: dict[News, None] = {}
         self._changed = threading.Condition()
 
-    def create(self, run: Run, owner: str, lease: float) -> Run | None:
+    # Runs
+
+    def create(self, run: Run, owner: str, lease: float, terms: Terms = ANY) -> Run | None:
         with self._changed:
-            log = self._logs.setdefault(run.id, _Log(run, owner, time.monotonic() + lease))
-            return None if log.owner == owner else log.run
+            log = self._logs.get(run.id)
+            if log is not None:
+                return None if log.owner == owner else log.run
+            self._admit(run, terms)
+            self._logs[run.id] = _Log(run, owner, time.monotonic() + lease)
+            return None
+
+    def _admit(self, run: Run, terms: Terms) -> None:
+        talk = self._talk(run.principal, run.conversation)
+        if terms.alone and talk and talk.live:
+            raise Busy(next(iter(talk.live)))
+        if 0 < terms.most <= self._live[run.principal]:
+            raise Full
+        if talk is None:
+            known = (run.conversation, run.principal, terms.title, run.created, run.created)
+            talk = _Talk(Conversation(*known))
+            self._talks.setdefault(run.principal, {})[run.conversation] = talk
+        updated = max(run.created, talk.conversation.updated)
+        talk.conversation = replace(talk.conversation, updated=updated)
+        talk.runs[run.id] = talk.live[run.id] = None
+        self._live[run.principal] += 1
+
+    def _talk(self, principal: str, conversation: str) -> _Talk | None:
+        return self._talks.get(principal, {}).get(conversation)
 
     def get(self, run: str) -> Run | None:
         log = self._logs.get(run)
         return log.run if log else None
 
-    def expired(self, run: str) -> bool:
-        return run in self._expired
+    def expired(self, run: str) -> str | None:
+        return self._expired.get(run)
 
     def append(self, batches: Sequence[Batch]) -> list[bool]:
         with self._changed:
@@ -56,9 +96,17 @@ class MemoryStore(Store):
             return log.run.seq == last and log.events[batch.after :] == list(batch.events)
         log.events.extend(batch.events)
         log.run = replace(log.run, seq=last, status=batch.status or log.run.status)
+        if batch.status is not None:
+            self._end(log.run)
         if batch.run in self._watched:
             self._tell(News(batch.run, cancel=False))
         return True
+
+    def _end(self, run: Run) -> None:
+        del self._talks[run.principal][run.conversation].live[run.id]
+        self._live[run.principal] -= 1
+        if not self._live[run.principal]:
+            del self._live[run.principal]
 
     def read(self, run: str, after: int, limit: int) -> list[Event]:
         log = self._logs.get(run)
@@ -97,13 +145,88 @@ class MemoryStore(Store):
         before = time.time() - age
         with self._changed:
             old = (r.run for r in self._logs.values() if r.run.created < before and not r.run.live)
-            purged = [run.id for run in islice(old, limit)]
+            purged = list(islice(old, limit))
             for run in purged:
-                del self._logs[run]
-                self._expired[run] = None
+                del self._logs[run.id]
+                self._expired[run.id] = run.principal
+                runs = self._talks[run.principal][run.conversation].runs
+                del runs[run.id]
+                if not runs:
+                    self._drop(run.principal, run.conversation)
             while len(self._expired) > _TOMBSTONES:
                 del self._expired[next(iter(self._expired))]
             return len(purged)
+
+    def _drop(self, principal: str, conversation: str) -> None:
+        del self._talks[principal][conversation]
+        if not self._talks[principal]:
+            del self._talks[principal]
+
+    # Conversations
+
+    def conversations(
+        self, principal: str, limit: int, before: tuple[float, str] | None = None
+    ) -> list[Conversation]:
+        with self._changed:
+            found = [talk.conversation for talk in self._talks.get(principal, {}).values()]
+        if before is not None:
+            found = [each for each in found if (each.updated, each.id) < before]
+        return sorted(found, key=lambda each: (each.updated, each.id), reverse=True)[:limit]
+
+    def conversation(self, principal: str, id: str) -> Conversation | None:
+        talk = self._talk(principal, id)
+        return talk.conversation if talk else None
+
+    def runs(self, principal: str, conversation: str) -> list[Run]:
+        with self._changed:
+            talk = self._talk(principal, conversation)
+            runs = [self._logs[run].run for run in talk.runs] if talk else []
+        return sorted(runs, key=lambda run: (run.created, run.id))
+
+    def rename(self, principal: str, conversation: str, title: str) -> bool:
+        with self._changed:
+            talk = self._talk(principal, conversation)
+            if talk is None:
+                return False
+            talk.conversation = replace(talk.conversation, title=title)
+            return True
+
+    def forget(self, principal: str, conversation: str) -> bool:
+        with self._changed:
+            talk = self._talk(principal, conversation)
+            if talk is None:
+                return False
+            for run in talk.runs:
+                log = self._logs.pop(run)
+                if log.run.live:
+                    self._end(log.run)
+                if run in self._watched:
+                    self._tell(News(run, cancel=False))
+            self._drop(principal, conversation)
+            return True
+
+    # Small things that have a time to live
+
+    def count(self, key: str, amount: int, ttl: float) -> int:
+        with self._changed:
+            there = self._counters.get(key)
+            if amount:
+                self._counters.set(key, (there or 0) + amount, ttl)
+            return (there or 0) + amount
+
+    def claim(self, key: str, value: str, ttl: float) -> str:
+        with self._changed:
+            there = self._claims.get(key)
+            if there is None:
+                self._claims.set(key, value, ttl)
+            return value if there is None else there
+
+    def disclaim(self, key: str, value: str) -> None:
+        with self._changed:
+            if self._claims.get(key) == value:
+                self._claims.remove(key)
+
+    # News
 
     def watch(self, run: str) -> None:
         with self._changed:
@@ -124,6 +247,34 @@ class MemoryStore(Store):
     def _tell(self, news: News) -> None:
         self._news[news] = None
         self._changed.notify_all()
+
+
+class _Passing(Generic[V]):
+    """Values that go by themselves when their time has run out."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, tuple[V, float]] = {}  # and when they go
+        self._next: list[tuple[float, str]] = []  # a heap of when which goes
+
+    def get(self, key: str) -> V | None:
+        while self._next and self._next[0][0] <= time.monotonic():
+            until, passed = heapq.heappop(self._next)
+            # One that was removed and set again has more time.
+            if passed in self._values and self._values[passed][1] == until:
+                del self._values[passed]
+        return self._values[key][0] if key in self._values else None
+
+    def set(self, key: str, value: V, ttl: float) -> None:
+        """Set a value: a new one for `ttl` seconds, one that is there for what is left to it."""
+        if key in self._values:
+            self._values[key] = (value, self._values[key][1])
+        else:
+            until = time.monotonic() + ttl
+            self._values[key] = (value, until)
+            heapq.heappush(self._next, (until, key))
+
+    def remove(self, key: str) -> None:
+        del self._values[key]
 
 
 #: How many ids of expired runs are remembered, so that they can be told from unknown ones.

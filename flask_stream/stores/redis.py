@@ -5,12 +5,25 @@ batch's last event, its value the events as lines. So a batch costs one command 
 events it has, and a place in the log is found by its number. What has to happen at once happens
 in a script; each is a file beside this one and says what it does. No key of a run has a time to
 live: a log that is half gone would be worse than one that goes late.
+
+All keys begin with the store's prefix, then:
+
+    run:<run>  log:<run>  gone:<run>        a hash, a stream; whose run was removed for its age
+    live  ended                             runs by when their lease runs out, by when created
+    cancelled                               live runs that are to be cancelled
+    conversation:<id>:<principal>           a hash
+    runs-in:<id>:<principal>                its runs by when they were created
+    live-in:<id>:<principal>                those that are live
+    conversations-of:<principal>            by when they were updated
+    live-of:<principal>                     its live runs
+    count:<key>  claim:<key>                with a time to live
+
+A conversation's id is an id of ours and has no colon in it; a principal may have any. Runs that
+were stored before there were conversations are in none, and nobody's to list or to forget.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +33,7 @@ from typing import Any
 
 from ..errors import ConfigError, StoreError
 from ..events import Event
-from .base import Batch, Held, News, Run, Store
+from .base import ANY, Batch, Busy, Conversation, Full, Held, News, Run, Store, Terms
 
 try:
     from redis import Redis
@@ -34,6 +47,7 @@ except ImportError as missing:
     ) from missing
 
 from .redis_news import Ear
+from .redis_records import fields, ms, pairs, to_conversation, to_run
 from .redis_server import check, connection_pool, short, without_secrets
 
 #: Milliseconds for which an expired run is remembered at least.
@@ -53,32 +67,47 @@ class RedisStore(Store):
         self._pool = connection_pool(url, timeout)
         self._redis: Any = Redis(connection_pool=self._pool)
         check(self._redis, self._shown)
+        self._prefix = prefix
         self._live, self._ended = f"{prefix}live", f"{prefix}ended"
         self._cancelled = f"{prefix}cancelled"
         self._run, self._log, self._gone = f"{prefix}run:", f"{prefix}log:", f"{prefix}gone:"
-        self._news = f"{prefix}news:"
+        self._conversation = f"{prefix}conversation:"
+        self._count, self._claim = f"{prefix}count:", f"{prefix}claim:"
         self._ear = Ear(self._connection, prefix, self._to_be_cancelled)
 
-    def create(self, run: Run, owner: str, lease: float) -> Run | None:
-        keys = (self._run + run.id, self._live)
+    # Runs
+
+    def create(self, run: Run, owner: str, lease: float, terms: Terms = ANY) -> Run | None:
+        conversation, runs, live = self._in(run.principal, run.conversation)
+        conversations, lives = self._of(run.principal)
+        keys = (self._run + run.id, self._live, conversation, runs, live, conversations, lives)
+        arguments = (run.id, owner, ms(lease), run.conversation, repr(run.created))
+        conditions = (terms.most, int(terms.alone), terms.title)
         with self._errors():
-            there = self._call(_CREATE, keys, run.id, owner, _ms(lease), *_fields(run))
-        return _to_run(run.id, _pairs(there)) if there else None
+            denied = self._call(_CREATE, keys, *arguments, *conditions, *fields(run))
+        if not denied:
+            return None
+        if denied[0] == b"busy":
+            raise Busy(denied[1].decode())
+        if denied[0] == b"full":
+            raise Full
+        return to_run(run.id, pairs(denied[1]))
 
     def get(self, run: str) -> Run | None:
         with self._errors():
-            fields = self._redis.hgetall(self._run + run)
-        return _to_run(run, fields) if fields else None
+            there = self._redis.hgetall(self._run + run)
+        return to_run(run, there) if there else None
 
-    def expired(self, run: str) -> bool:
+    def expired(self, run: str) -> str | None:
         with self._errors():
-            return bool(self._redis.exists(self._gone + run))
+            principal = self._redis.get(self._gone + run)
+        return None if principal is None else principal.decode()
 
     def append(self, batches: Sequence[Batch]) -> list[bool]:
         if not batches:
             return []
         keys = (self._live, self._ended, self._cancelled)
-        arguments = [self._run, self._log, self._news]
+        arguments = [self._prefix]
         for run, owner, after, events, status in batches:
             arguments.append(f"{run}\t{owner}\t{after}\t{events[-1].seq}\t{status or ''}")
             arguments.append("\n".join([f"{type}\t{data}" for _, type, data in events]))
@@ -105,19 +134,84 @@ class RedisStore(Store):
         keys = (self._live, *(self._run + run for run in leases))
         pairs = (word for pair in leases.items() for word in pair)
         with self._errors():
-            answers = self._call(_RENEW, keys, _ms(lease), *pairs)
+            answers = self._call(_RENEW, keys, ms(lease), *pairs)
         return {run: Held(answer.decode()) for run, answer in zip(leases, answers, strict=True)}
 
     def adopt(self, owner: str, lease: float, limit: int) -> list[Run]:
         with self._errors():
-            adopted = self._call(_ADOPT, (self._live,), self._run, owner, _ms(lease), limit)
-        return [_to_run(run.decode(), _pairs(fields)) for run, fields in adopted]
+            adopted = self._call(_ADOPT, (self._live,), self._run, owner, ms(lease), limit)
+        return [to_run(run.decode(), pairs(each)) for run, each in adopted]
 
     def purge(self, age: float, limit: int) -> int:
-        prefixes = (self._run, self._log, self._gone)
-        before, remember = repr(time.time() - age), max(_ms(age), REMEMBERED)
+        before, remember = repr(time.time() - age), max(ms(age), REMEMBERED)
         with self._errors():
-            return int(self._call(_PURGE, (self._ended,), *prefixes, before, remember, limit))
+            return int(self._call(_PURGE, (self._ended,), self._prefix, before, remember, limit))
+
+    # Conversations
+
+    def conversations(
+        self, principal: str, limit: int, before: tuple[float, str] | None = None
+    ) -> list[Conversation]:
+        newest = repr(before[0]) if before else "+inf"
+        key, _ = self._of(principal)
+        with self._errors():
+            page = self._call(_CONVERSATIONS, (key,), self._conversation, principal, newest, limit)
+        found = [to_conversation(id.decode(), principal, pairs(each)) for id, each in page]
+        return [each for each in found if not before or (each.updated, each.id) < before][:limit]
+
+    def conversation(self, principal: str, id: str) -> Conversation | None:
+        with self._errors():
+            there = self._redis.hgetall(self._in(principal, id)[0])
+        return to_conversation(id, principal, there) if there else None
+
+    def runs(self, principal: str, conversation: str) -> list[Run]:
+        _, runs, _ = self._in(principal, conversation)
+        with self._errors():
+            found = self._call(_RUNS, (runs,), self._run)
+        return [to_run(run.decode(), pairs(each)) for run, each in found]
+
+    def rename(self, principal: str, conversation: str, title: str) -> bool:
+        key, _, _ = self._in(principal, conversation)
+        with self._errors():
+            return bool(self._call(_RENAME, (key,), title))
+
+    def forget(self, principal: str, conversation: str) -> bool:
+        keys = [*self._in(principal, conversation), *self._of(principal)]
+        keys += [self._live, self._ended, self._cancelled]
+        with self._errors():
+            return bool(self._call(_FORGET, keys, self._prefix, conversation))
+
+    def _in(self, principal: str, conversation: str) -> tuple[str, str, str]:
+        """Keys of a conversation: itself, its runs, the live ones."""
+        end = f"{conversation}:{principal}"
+        return (
+            self._conversation + end,
+            f"{self._prefix}runs-in:{end}",
+            f"{self._prefix}live-in:{end}",
+        )
+
+    def _of(self, principal: str) -> tuple[str, str]:
+        """Keys of a principal: its conversations, its live runs."""
+        return f"{self._prefix}conversations-of:{principal}", f"{self._prefix}live-of:{principal}"
+
+    # Small things that have a time to live
+
+    def count(self, key: str, amount: int, ttl: float) -> int:
+        key = self._count + key
+        with self._errors():
+            if amount == 0:
+                return int(self._redis.get(key) or 0)
+            return int(self._call(_COUNT, (key,), amount, ms(ttl)))
+
+    def claim(self, key: str, value: str, ttl: float) -> str:
+        with self._errors():
+            return str(self._call(_CLAIM, (self._claim + key,), value, ms(ttl)).decode())
+
+    def disclaim(self, key: str, value: str) -> None:
+        with self._errors():
+            self._call(_DISCLAIM, (self._claim + key,), value)
+
+    # News
 
     def watch(self, run: str) -> None:
         self._ear.watch(run)
@@ -168,41 +262,6 @@ class _Script:
 
 _CREATE, _APPEND, _READ, _CANCEL = map(_Script, ("create", "append", "read", "cancel"))
 _RENEW, _ADOPT, _PURGE = map(_Script, ("renew", "adopt", "purge"))
-
-
-def _ms(seconds: float) -> int:
-    return math.ceil(seconds * 1000)
-
-
-def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _fields(run: Run) -> Iterator[str | int]:
-    for name in _FIELDS:
-        value = getattr(run, name)
-        if value is not None:
-            yield name
-            yield repr(value) if isinstance(value, float) else value
-
-
-def _to_run(id: str, fields: Mapping[bytes, bytes]) -> Run:
-    def text(name: str) -> str:
-        return fields[name.encode()].decode()
-
-    return Run(
-        id=id,
-        chain=text("chain"),
-        conversation=text("conversation"),
-        parent=text("parent") if b"parent" in fields else None,
-        principal=text("principal"),
-        input=text("input"),
-        created=float(text("created")),
-        status=text("status"),
-        seq=int(text("seq")),
-        attempt=int(text("attempt")),
-    )
-
-
-#: What is kept of a run beside its id, its owner, and whether it is to be cancelled.
-_FIELDS = [field.name for field in dataclasses.fields(Run) if field.name != "id"]
+_CONVERSATIONS, _RUNS = map(_Script, ("conversations", "runs"))
+_RENAME, _FORGET = map(_Script, ("rename", "forget"))
+_COUNT, _CLAIM, _DISCLAIM = map(_Script, ("count", "claim", "disclaim"))

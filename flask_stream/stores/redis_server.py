@@ -80,6 +80,12 @@ def check(server: Any, shown: str) -> None:
             "set it to noeviction",
             *(shown, policy),
         )
+    elif policy.startswith("volatile-") and info.get("maxmemory"):
+        logger.warning(
+            "store: %s has the maxmemory-policy %s, which forgets counts and claims before their "
+            "time when memory runs out: set it to noeviction",
+            *(shown, policy),
+        )
 
 
 def unfit(info: Mapping[str, Any]) -> str | None:
@@ -91,7 +97,7 @@ def unfit(info: Mapping[str, Any]) -> str | None:
     if info.get("cluster_enabled"):
         return "which is part of a cluster: use a server with cluster-enabled no"
     policy = str(info.get("maxmemory_policy", ""))
-    # The volatile-* policies are all right: they spare keys without a time to live, as ours are.
+    # The volatile-* policies spare keys without a time to live, as those of runs are.
     if policy.startswith("allkeys-") and info.get("maxmemory"):
         return (
             f"whose maxmemory-policy {policy} deletes logs when memory runs out: "

@@ -8,9 +8,10 @@ thread waits milliseconds to get it back. A loop over fifty batches took twenty 
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import sqlite3
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,11 @@ from typing import Any, NamedTuple
 from ..errors import StoreError
 from ..events import Event
 from ..tasks import NativeThread
-from . import sqlite_file as sql
-from .base import Batch, Held, News, Run, Store
+from . import sqlite_file as file
+from . import sqlite_statements as sql
+from .base import ANY, Batch, Busy, Conversation, Full, Held, News, Run, Store, Terms
+from .sqlite_news import Ear, Seen
 
-#: Seconds between two looks for what other processes have written.
-POLL = 0.02
 #: Batches stored by one statement, of six values each: SQLite takes 999 of them anywhere.
 MANY = 128
 
@@ -40,39 +41,38 @@ class SqliteStore(Store):
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         # With a connection of its own, closed again: none may be carried through a fork.
-        sql.prepare(self._path)
+        file.prepare(self._path)
         self._thread = NativeThread()
         self._connection: sqlite3.Connection | None = None  # made, used and closed on the thread
         self._closed = False
-        self._changed = threading.Condition()
-        self._news: dict[News, None] = {}
-        self._watched: dict[str, int] = {}  # and the seq that was last told of
-        self._held: set[str] = set()  # live runs of this process, not told to be cancelled
-        self._asked = 0  # how often what to look for has changed
-        self._looked = 0  # what that was at the last look
-        self._version = -1  # SQLite's `data_version` at the last look
-        self._due = 0.0  # when the next look is
+        self._ear = Ear(self._look)
 
     # Runs
 
-    def create(self, run: Run, owner: str, lease: float) -> Run | None:
-        values = (*_row(run), owner, lease)
+    def create(self, run: Run, owner: str, lease: float, terms: Terms = ANY) -> Run | None:
+        values = _values(run) | terms._asdict() | {"owner": owner, "lease": lease}
         while not self._run(sql.CREATE, values).changed:
             there = self._get(sql.GET, run.id)
             if there and there[0].owner != owner:
                 return there[0].run
             if there:
                 break
-            # Removed for its age in between.
-        self._hold([run.id])
+            busy, full = self._run(sql.DENIED, values).rows[0]
+            if busy is not None:
+                raise Busy(busy)
+            if full:
+                raise Full
+            # What was in the way has ended or was removed in between.
+        self._ear.hold([run.id])
         return None
 
     def get(self, run: str) -> Run | None:
         there = self._get(sql.GET, run)
         return there[0].run if there else None
 
-    def expired(self, run: str) -> bool:
-        return bool(self._run(sql.EXPIRED, (run,)).rows)
+    def expired(self, run: str) -> str | None:
+        rows = self._run(sql.EXPIRED, (run,)).rows
+        return str(rows[0][0]) if rows else None
 
     def _get(self, statement: str, *values: Any) -> list[_Owned]:
         rows = self._run(statement, values).rows
@@ -91,7 +91,7 @@ class SqliteStore(Store):
             else:
                 # What was stored just now is found to be there already.
                 stored += [self._insert([batch]) == 1 or self._there(batch) for batch in some]
-        self._tell_own(batches, stored)
+        self._ear.wrote(batches, stored)
         return stored
 
     def _insert(self, batches: Sequence[Batch]) -> int:
@@ -125,10 +125,7 @@ class SqliteStore(Store):
 
     def cancel(self, run: str) -> None:
         if self._run(sql.CANCEL, (run,)).changed:
-            with self._changed:
-                if run in self._held:
-                    self._held.discard(run)
-                    self._tell(News(run, cancel=True))
+            self._ear.cancelled(run)
 
     def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, Held]:
         if not leases:
@@ -136,8 +133,7 @@ class SqliteStore(Store):
         values = {"leases": json.dumps(dict(leases)), "lease": lease}
         self._run(sql.RENEW, values)
         held = json.loads(self._run(sql.RENEWED, values).rows[0][0])
-        with self._changed:
-            self._held -= leases.keys() - held.keys()
+        self._ear.release(leases.keys() - held.keys())
         answers = {0: Held.YES, 1: Held.CANCEL, None: Held.LOST}
         return {run: answers[held.get(run)] for run in leases}
 
@@ -151,7 +147,7 @@ class SqliteStore(Store):
             return []
         adopted = [run for run, _ in self._get(sql.ADOPTED, owner, now + lease)]
         self.renew({run.id: owner for run in adopted}, lease)
-        self._hold([run.id for run in adopted])
+        self._ear.hold([run.id for run in adopted])
         return adopted
 
     def purge(self, age: float, limit: int) -> int:
@@ -160,74 +156,62 @@ class SqliteStore(Store):
             return 0
         return self._run(sql.PURGE, (before, limit)).changed
 
+    # Conversations
+
+    def conversations(
+        self, principal: str, limit: int, before: tuple[float, str] | None = None
+    ) -> list[Conversation]:
+        values = (principal, *(before or (math.inf, "")), limit)
+        return [Conversation(*row) for row in self._run(sql.CONVERSATIONS, values).rows]
+
+    def conversation(self, principal: str, id: str) -> Conversation | None:
+        rows = self._run(sql.CONVERSATION, (principal, id)).rows
+        return Conversation(*rows[0]) if rows else None
+
+    def runs(self, principal: str, conversation: str) -> list[Run]:
+        return [run for run, _ in self._get(sql.RUNS, principal, conversation)]
+
+    def rename(self, principal: str, conversation: str, title: str) -> bool:
+        return self._run(sql.RENAME, (title, principal, conversation)).changed > 0
+
+    def forget(self, principal: str, conversation: str) -> bool:
+        forgotten = self._run(sql.FORGET, (principal, conversation)).changed > 0
+        if forgotten:
+            self._ear.look_again()
+        return forgotten
+
+    # Small things that have a time to live
+
+    def count(self, key: str, amount: int, ttl: float) -> int:
+        if amount == 0:  # this asks for no lock
+            rows = self._run(sql.COUNTED, (f"count:{key}",)).rows
+        else:
+            values = {"key": f"count:{key}", "amount": amount, "ttl": ttl}
+            rows = self._run(sql.COUNT, values).rows
+        return int(rows[0][0]) if rows else 0
+
+    def claim(self, key: str, value: str, ttl: float) -> str:
+        values = {"key": f"claim:{key}", "value": value, "ttl": ttl}
+        return str(self._run(sql.CLAIM, values).rows[0][0])
+
+    def disclaim(self, key: str, value: str) -> None:
+        self._run(sql.DISCLAIM, (f"claim:{key}", value))
+
     # News
 
     def watch(self, run: str) -> None:
-        with self._changed:
-            self._watched[run] = 0
-            self._asked += 1
-            self._tell(News(run, cancel=False))
+        self._ear.watch(run)
 
     def unwatch(self, run: str) -> None:
-        with self._changed:
-            self._watched.pop(run, None)
-            self._news.pop(News(run, cancel=False), None)
+        self._ear.unwatch(run)
 
     def news(self, timeout: float) -> list[News]:
-        until = time.monotonic() + timeout
-        while True:
-            with self._changed:
-                if self._news:
-                    news = list(self._news)
-                    self._news.clear()
-                    return news
-                now = time.monotonic()
-                idle = not self._watched and not self._held
-                if (wait := until if idle else min(until, self._due)) > now:
-                    self._changed.wait(wait - now)
-                    continue
-                ids, asked = [*self._watched, *self._held], self._asked
-            if ids and self._due <= now:
-                self._look(ids, asked)
-            elif now >= until:
-                return []
+        return self._ear.wait(timeout)
 
-    def _look(self, ids: list[str], asked: int) -> None:
-        self._due = time.monotonic() + POLL
-        version = self._version if asked == self._looked else -1
-        version, found = self._run(sql.LOOK, {"version": version, "runs": json.dumps(ids)}).rows[0]
-        with self._changed:
-            self._version, self._looked = version, asked
-            for run, seq, cancel, live in json.loads(found or "[]"):
-                self._grown(run, seq)
-                if run in self._held and (cancel or not live):
-                    self._held.discard(run)
-                    if live:
-                        self._tell(News(run, cancel=True))
-
-    def _grown(self, run: str, seq: int) -> None:
-        if self._watched.get(run, seq) < seq:
-            self._watched[run] = seq
-            self._tell(News(run, cancel=False))
-
-    def _tell(self, news: News) -> None:
-        self._news[news] = None
-        self._changed.notify_all()
-
-    def _tell_own(self, batches: Sequence[Batch], stored: list[bool]) -> None:
-        # SQLite's `data_version` does not tell of what its own connection has written.
-        with self._changed:
-            for batch, done in zip(batches, stored, strict=True):
-                if done:
-                    self._grown(batch.run, batch.events[-1].seq)
-                if batch.status is not None or not done:
-                    self._held.discard(batch.run)
-
-    def _hold(self, runs: Sequence[str]) -> None:
-        with self._changed:
-            self._held.update(runs)
-            self._asked += 1
-            self._changed.notify_all()
+    def _look(self, version: int, runs: list[str]) -> tuple[int, list[Seen] | None]:
+        values = {"version": version, "runs": json.dumps(runs)}
+        version, seen = self._run(sql.LOOK, values).rows[0]
+        return version, None if seen is None else [Seen(*each) for each in json.loads(seen)]
 
     # SQLite
 
@@ -241,7 +225,7 @@ class SqliteStore(Store):
 
     def _execute(self, statement: str, values: Any) -> _Result:
         if self._connection is None:
-            self._connection = sql.connect(self._path)
+            self._connection = file.connect(self._path)
         cursor = self._connection.execute(statement, values)
         return _Result(cursor.fetchall(), cursor.rowcount)
 
@@ -266,8 +250,9 @@ class _Owned(NamedTuple):
     owner: str
 
 
-def _row(run: Run) -> tuple[Any, ...]:
-    return (
-        *(run.id, run.chain, run.conversation, run.parent, run.principal, run.input),
-        *(run.created, run.status, run.attempt),
-    )
+def _values(run: Run) -> dict[str, Any]:
+    return {name: getattr(run, name) for name in _STORED}
+
+
+#: Fields of a `Run` that are stored with it; its `seq` is that of its log.
+_STORED = [field.name for field in dataclasses.fields(Run) if field.name != "seq"]

@@ -1,11 +1,8 @@
-"""The file of `sqlite:///…`: how it is made and opened, and every statement that it is asked.
-
-Each statement is a transaction by itself, and those that are asked often answer in one row: see
-`sqlite`.
-"""
+"""The file of `sqlite:///…`: how it is made, opened, and brought up from an earlier format."""
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -18,7 +15,9 @@ from ..errors import StoreError
 BUSY = 10.0
 #: What the file's header says: whose database it is, and in which format.
 APPLICATION = 0x464C5354
-FORMAT = 1
+FORMAT = 2
+#: Characters of a question that name a conversation of format 1, which had no titles.
+TITLE = 80
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -62,9 +61,12 @@ def prepare(path: Path) -> None:
 def _check(connection: sqlite3.Connection, path: Path) -> None:
     application, version, tables = connection.execute(_HEADER).fetchone()
     if (application, version, tables) == (0, 0, 0):
-        _make(connection)
+        _use_wal(connection)
+        _bring_up(connection)
     elif application != APPLICATION:
         raise StoreError(f"{path} is the database of another program: name another file")
+    elif version == 1:
+        _bring_up(connection)
     elif version != FORMAT:
         raise StoreError(
             f"{path} has format {version}, and this version of flask_stream reads {FORMAT}: "
@@ -72,7 +74,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _make(connection: sqlite3.Connection) -> None:
+def _use_wal(connection: sqlite3.Connection) -> None:
     until = time.monotonic() + BUSY
     while True:
         try:
@@ -83,7 +85,26 @@ def _make(connection: sqlite3.Connection) -> None:
             if time.monotonic() > until:
                 raise
             time.sleep(0.01)
-    connection.executescript(_TABLES)
+
+
+def _bring_up(connection: sqlite3.Connection) -> None:
+    """Make the tables, from nothing or from format 1: wholly, or not at all."""
+    connection.create_function("title_of", 1, _title_of, deterministic=True)
+    connection.execute("BEGIN IMMEDIATE")
+    _, version, _ = connection.execute(_HEADER).fetchone()
+    steps = {0: (*_TABLES, *_MARKS), 1: (*_FROM_1, *_TABLES, _FILL, *_MARKS)}
+    for statement in steps.get(version, ()):  # else another worker has done it meanwhile
+        connection.execute(statement)
+    connection.execute("COMMIT")
+
+
+def _title_of(input: str) -> str:
+    """What a conversation of an earlier format is called, by the input of its first run."""
+    try:
+        question = json.loads(input)["question"]
+    except (ValueError, LookupError, TypeError):
+        return ""
+    return question[:TITLE].encode(errors="replace").decode() if isinstance(question, str) else ""
 
 
 # In one statement, so that a file that is just being made is seen before or after.
@@ -92,11 +113,13 @@ SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
 FROM pragma_application_id, pragma_user_version
 """
 
-# Triggers, so that an end and a removal are one statement each, like everything else. `expired`
-# remembers the ids of the last hundred thousand runs that were removed. `input` comes last: what
-# is before it can change without its pages being written anew.
-_TABLES = """
-BEGIN IMMEDIATE;
+# Triggers, so that a start, an end and a removal are one statement each, like everything else.
+# A run has its conversation's title only to hand it on. `expired` remembers the last hundred
+# thousand runs that were removed for their age; those that were forgotten lost their conversation
+# first. In `runs`, `input` is late: what is before it can change without its pages being written
+# anew.
+_TABLES = (
+    """
 CREATE TABLE IF NOT EXISTS runs (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -110,119 +133,94 @@ CREATE TABLE IF NOT EXISTS runs (
     owner TEXT NOT NULL,
     lease REAL NOT NULL,
     cancel INTEGER NOT NULL DEFAULT 0,
-    input TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS live ON runs (lease) WHERE status = 'running';
-CREATE INDEX IF NOT EXISTS over ON runs (created) WHERE status <> 'running';
+    input TEXT NOT NULL,
+    title TEXT NOT NULL DEFAULT ''
+)""",
+    "CREATE INDEX IF NOT EXISTS live ON runs (lease) WHERE status = 'running'",
+    "CREATE INDEX IF NOT EXISTS over ON runs (created) WHERE status <> 'running'",
+    "CREATE INDEX IF NOT EXISTS live_of ON runs (principal, conversation) WHERE status = 'running'",
+    "CREATE INDEX IF NOT EXISTS runs_in ON runs (principal, conversation, created, id)",
+    """
 CREATE TABLE IF NOT EXISTS batches (
     run INTEGER NOT NULL,
     last INTEGER NOT NULL,
     status TEXT,
     payload TEXT NOT NULL,
     PRIMARY KEY (run, last)
-);
+)""",
+    """
 CREATE VIEW IF NOT EXISTS logs AS
-    SELECT *, coalesce((SELECT max(last) FROM batches WHERE run = number), 0) AS seq FROM runs;
+    SELECT *, coalesce((SELECT max(last) FROM batches WHERE run = number), 0) AS seq FROM runs""",
+    """
+CREATE TABLE IF NOT EXISTS conversations (
+    principal TEXT NOT NULL,
+    id TEXT NOT NULL,
+    title TEXT NOT NULL,
+    created REAL NOT NULL,
+    updated REAL NOT NULL,
+    PRIMARY KEY (principal, id)
+) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS latest ON conversations (principal, updated, id)",
+    """
 CREATE TABLE IF NOT EXISTS expired (
     number INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE
-);
+    id TEXT NOT NULL UNIQUE,
+    principal TEXT NOT NULL DEFAULT ''
+)""",
+    """
+CREATE TABLE IF NOT EXISTS passing (
+    key TEXT PRIMARY KEY,
+    value NOT NULL,
+    until REAL NOT NULL
+) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS passed ON passing (until)",
+    """
+CREATE TRIGGER IF NOT EXISTS started AFTER INSERT ON runs BEGIN
+    INSERT INTO conversations (principal, id, title, created, updated)
+    VALUES (new.principal, new.conversation, new.title, new.created, new.created)
+    ON CONFLICT (principal, id) DO UPDATE SET updated = excluded.updated
+    WHERE excluded.updated > updated;
+END""",
+    """
 CREATE TRIGGER IF NOT EXISTS ended AFTER INSERT ON batches WHEN new.status IS NOT NULL BEGIN
     UPDATE runs SET status = new.status WHERE number = new.run;
-END;
+END""",
+    """
 CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON runs BEGIN
     DELETE FROM batches WHERE run = old.number;
-    INSERT OR REPLACE INTO expired (id) VALUES (old.id);
+    INSERT OR REPLACE INTO expired (id, principal) SELECT old.id, old.principal
+    FROM conversations WHERE principal = old.principal AND id = old.conversation;
     DELETE FROM expired WHERE number <= (SELECT max(number) FROM expired) - 100000;
-END;
-PRAGMA application_id = 0x464C5354;
-PRAGMA user_version = 1;
-COMMIT;
-"""
-
-# A lease is counted from when the file was free, by SQLite's clock, which is `time.time`.
-CREATE = """
-INSERT INTO runs (id, chain, conversation, parent, principal, input, created, status, attempt,
-                  owner, lease)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (julianday('now') - 2440587.5) * 86400.0 + ?)
-ON CONFLICT (id) DO NOTHING
-"""
-
-# The fields of a `Run`, and its owner.
-GET = """
-SELECT id, chain, conversation, parent, principal, input, created, status, seq, attempt, owner
-FROM logs WHERE id = ?
-"""
-
-
-def insert(rows: int) -> str:
-    """Store so many batches, each if its owner holds the run and the log ends where it begins.
-
-    Six values each: run, owner, after, last, status, payload.
+    DELETE FROM conversations WHERE principal = old.principal AND id = old.conversation
+    AND NOT EXISTS (
+        SELECT 1 FROM runs WHERE principal = old.principal AND conversation = old.conversation
+    );
+END""",
     """
-    return _INSERT.replace("(?)", ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows))
-
-
-# CROSS JOIN here and below: first the few that are given, then each by its id.
-_INSERT = """
-INSERT INTO batches (run, last, status, payload)
-WITH given (run, owner, after, last, status, payload) AS (VALUES (?))
-SELECT logs.number, given.last, given.status, given.payload
-FROM given CROSS JOIN logs ON logs.id = given.run
-WHERE logs.owner = given.owner AND logs.status = 'running' AND logs.seq = given.after
-"""
-
-# Whole batches, up to the first that reaches the limit: the seq of the last event, and all
-# payloads in one. A window, because only there is the order of a concatenation promised.
-READ = """
-SELECT max(last) OVER whole, group_concat(payload, char(10)) OVER whole
-FROM batches WHERE run = (SELECT number FROM runs WHERE id = :run)
-AND last > :after AND last <= coalesce((
-    SELECT min(last) FROM batches
-    WHERE run = (SELECT number FROM runs WHERE id = :run) AND last >= :after + :limit
-), 9e18)
-WINDOW whole AS (ORDER BY last ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
-LIMIT 1
-"""
-
-CANCEL = "UPDATE runs SET cancel = 1 WHERE id = ? AND status = 'running'"
-
-RENEW = """
-UPDATE runs SET lease = (julianday('now') - 2440587.5) * 86400.0 + :lease WHERE number IN (
-    SELECT runs.number FROM json_each(:leases) AS held CROSS JOIN runs ON runs.id = held.key
-    WHERE runs.owner = held.value AND runs.status = 'running'
+CREATE TRIGGER IF NOT EXISTS forgotten AFTER DELETE ON conversations BEGIN
+    DELETE FROM runs WHERE principal = old.principal AND conversation = old.id;
+END""",
+    """
+CREATE TRIGGER IF NOT EXISTS swept AFTER INSERT ON passing BEGIN
+    DELETE FROM passing WHERE key <> new.key AND key IN (
+        SELECT key FROM passing
+        WHERE until <= (julianday('now') - 2440587.5) * 86400.0 ORDER BY until LIMIT 10
+    );
+END""",
 )
-"""
-RENEWED = """
-SELECT json_group_object(runs.id, runs.cancel)
-FROM json_each(:leases) AS held CROSS JOIN runs ON runs.id = held.key
-WHERE runs.owner = held.value AND runs.status = 'running'
-"""
+_MARKS = (f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {FORMAT}")
 
-OVERDUE = "SELECT 1 FROM runs WHERE status = 'running' AND lease < ? LIMIT 1"
-ADOPT = """
-UPDATE runs SET owner = ?, lease = ?, attempt = attempt + 1 WHERE number IN (
-    SELECT number FROM runs WHERE status = 'running' AND lease < ? ORDER BY lease LIMIT ?
+# What format 1 lacks and `_TABLES` does not add.
+_FROM_1 = (
+    "ALTER TABLE runs ADD COLUMN title TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE expired ADD COLUMN principal TEXT NOT NULL DEFAULT ''",
+    "DROP TRIGGER removed",
 )
-"""
-# Those of one call of `ADOPT`: no other has both the same owner and the same lease.
-ADOPTED = """
-SELECT id, chain, conversation, parent, principal, input, created, status, seq, attempt, owner
-FROM logs WHERE status = 'running' AND owner = ? AND lease = ?
-"""
-
-OLD = "SELECT 1 FROM runs WHERE status <> 'running' AND created < ? LIMIT 1"
-PURGE = """
-DELETE FROM runs WHERE number IN (
-    SELECT number FROM runs WHERE status <> 'running' AND created < ? ORDER BY created LIMIT ?
-)
-"""
-EXPIRED = "SELECT 1 FROM expired WHERE id = ?"
-
-# Nothing but the version is read when that is the one that was seen last.
-LOOK = """
-SELECT data_version, CASE WHEN data_version <> :version THEN (
-    SELECT json_group_array(json_array(logs.id, seq, cancel, status = 'running'))
-    FROM json_each(:runs) AS asked CROSS JOIN logs ON logs.id = asked.value
-) END FROM pragma_data_version
+# The input is that of the row that has the least `created`, as SQLite promises.
+_FILL = """
+INSERT INTO conversations (principal, id, title, created, updated)
+SELECT principal, conversation, title_of(input), min(created), (
+    SELECT max(created) FROM runs AS last
+    WHERE last.principal = runs.principal AND last.conversation = runs.conversation
+) FROM runs GROUP BY principal, conversation
 """

@@ -1,8 +1,9 @@
 """Server-sent events: a reader's way to a client over a plain HTTP response.
 
-A stream ends in one of five ways: the run ends; the client goes; the client takes too long to
-accept what is written; the worker is being replaced; the store cannot be read. Only the first
-is the run's end. In every other case the run goes on and the client comes back with its cursor.
+A stream ends in one of six ways: the run ends; the client goes; the client takes too long to
+accept what is written; the worker is being replaced; the store cannot be read; the client may no
+longer read, and is told so. Only the first is the run's end. In every other case the run goes on
+and the client comes back with its cursor.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from flask import Response, request, stream_with_context
 
 from ..dialects.base import Dialect
 from ..errors import StoreError
+from ..events import Event, encode
 from ..tail import Reader
 from ..tasks import Every
 
@@ -47,15 +49,30 @@ class Pace:
     write_timeout: float
 
 
+class Permit(Protocol):
+    """Why a client may read, and for how long."""
+
+    def due(self) -> float:
+        """When to look at it again, on the monotonic clock."""
+
+    def refusal(self) -> str | None:
+        """Why the client may no longer read, as a sentence; None if it may."""
+
+    def leave(self) -> None:
+        """The stream is over."""
+
+
 class _Stream:
     """One open response."""
 
-    __slots__ = ("due", "gone", "reader", "sock")
+    __slots__ = ("check", "due", "gone", "permit", "reader", "sock")
 
-    def __init__(self, reader: Reader, sock: Any, due: float) -> None:
+    def __init__(self, reader: Reader, sock: Any, due: float, permit: Permit) -> None:
         self.reader = reader
         self.sock = sock
         self.due = due
+        self.permit = permit
+        self.check = permit.due()
         self.gone = False
 
 
@@ -74,9 +91,9 @@ class SSE:
         """How many streams are open."""
         return len(self._open)
 
-    def respond(self, reader: Reader, dialect: Dialect) -> Response:
-        """A response that reads until the run ends. It closes the reader."""
-        stream = self._enter(reader)
+    def respond(self, reader: Reader, dialect: Dialect, permit: Permit) -> Response:
+        """A response that reads until the run ends. It closes the reader, and leaves the permit."""
+        stream = self._enter(reader, permit)
         response = Response(
             stream_with_context(self._frames(stream, dialect)),
             mimetype="text/event-stream",
@@ -91,6 +108,12 @@ class SSE:
         # At once, so that the client has its headers while the model is still thinking.
         yield _retry(self._pace.reconnect)
         while not stream.gone:
+            if time.monotonic() >= stream.check:
+                refusal = stream.permit.refusal()
+                if refusal is not None:
+                    yield dialect.frames(reader.run, [_unauthorized(refusal)])
+                    return
+                stream.check = stream.permit.due()
             try:
                 shared = reader.take()
             except StoreError as error:
@@ -115,7 +138,7 @@ class SSE:
                 yield HEARTBEAT
             reader.wait()
 
-    def _enter(self, reader: Reader) -> _Stream:
+    def _enter(self, reader: Reader, permit: Permit) -> _Stream:
         sock = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
         if sock is not None:
             with suppress(OSError):
@@ -124,7 +147,7 @@ class SSE:
                 timeout = int(self._pace.write_timeout * 1000)
                 if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout)
-        stream = _Stream(reader, sock, time.monotonic() + self._pace.heartbeat)
+        stream = _Stream(reader, sock, time.monotonic() + self._pace.heartbeat, permit)
         with self._lock:
             self._open[stream] = None
             if self._look is None:
@@ -135,6 +158,7 @@ class SSE:
         with self._lock:
             self._open.pop(stream, None)
         stream.reader.close()
+        stream.permit.leave()
         if stream.sock is not None:
             with suppress(OSError):
                 stream.sock.settimeout(None)
@@ -148,7 +172,7 @@ class SSE:
             if stream.sock is not None and _closed(stream.sock):
                 stream.gone = True
                 stream.reader.wake()
-            elif now >= stream.due:
+            elif now >= stream.due or now >= stream.check:
                 stream.reader.wake()
 
     def close(self) -> None:
@@ -169,6 +193,11 @@ def _closed(sock: Any) -> bool:
         return False
     except OSError:
         return True
+
+
+def _unauthorized(sentence: str) -> Event:
+    """What a client hears last that may no longer read. It is no event of the run: no place."""
+    return Event(0, "unauthorized", encode({"code": "unauthorized", "message": sentence}))
 
 
 def _retry(seconds: float) -> bytes:

@@ -1,0 +1,100 @@
+"""Conversations: trees of runs that belong to one principal; listed, read, renamed, removed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .errors import BadRequest, NotFound, StoreError, Unavailable
+from .events import is_id
+from .rights import anyones
+from .stores.base import Conversation, Run, Store
+
+logger = logging.getLogger(__name__)
+
+#: Conversations in one page, at most and if nothing is said.
+MOST, USUAL = 100, 30
+#: Characters of a title.
+LONGEST = 200
+#: Seconds that a live run may take to stop before its conversation is removed.
+_STOP = 10.0
+
+
+class Conversations:
+    """The conversations of one service. `cancel` stops a live run and waits for it."""
+
+    def __init__(self, store: Store, cancel: Callable[[str, float], Run]) -> None:
+        self._store = store
+        self._cancel = cancel
+
+    def page(
+        self, who: str, limit: int = USUAL, before: str | None = None
+    ) -> tuple[list[Conversation], str | None]:
+        """A page of them, the last updated first, and what `before` is for the next page.
+
+        Raises BadRequest for a page that cannot be, and Unavailable.
+        """
+        if not 1 <= limit <= MOST:
+            raise BadRequest(f"limit is a number from 1 to {MOST}.", field="limit")
+        place = _place(before) if before is not None else None
+        if anyones(who):
+            return [], None
+        with _reading():
+            found = self._store.conversations(who, limit + 1, place)
+        page = found[:limit]
+        more = len(found) > limit
+        return page, f"{page[-1].updated!r}:{page[-1].id}" if more else None
+
+    def get(self, who: str, id: str) -> tuple[Conversation, list[Run]]:
+        """One, and all of its runs by when they were started. Raises NotFound, Unavailable."""
+        with _reading():
+            found = self._found(who, id)
+            return found, self._store.runs(who, id)
+
+    def rename(self, who: str, id: str, title: str) -> Conversation:
+        """Give it another title. Raises NotFound, BadRequest, Unavailable."""
+        words = " ".join(title.split())
+        if not 1 <= len(words) <= LONGEST:
+            raise BadRequest(f"A title has 1 to {LONGEST} characters.", field="title")
+        with _reading():
+            self._found(who, id)
+            self._store.rename(who, id, words)
+            return self._found(who, id)
+
+    def remove(self, who: str, id: str) -> None:
+        """Stop what is live in it, and remove it with its runs. Raises NotFound, Unavailable."""
+        with _reading():
+            self._found(who, id)
+            for run in self._store.runs(who, id):
+                if run.live:
+                    self._cancel(run.id, _STOP)
+            self._store.forget(who, id)
+        logger.info("conversation %s: removed", id)
+
+    def _found(self, who: str, id: str) -> Conversation:
+        known = is_id(id) and not anyones(who)
+        found = self._store.conversation(who, id) if known else None
+        if found is None:
+            raise NotFound("There is no such conversation.", field="conversation")
+        return found
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        logger.error("store: %s: conversations cannot be had", error)
+        raise Unavailable("Conversations cannot be read right now.", retry_after=2) from error
+
+
+def _place(before: str) -> tuple[float, str]:
+    updated, _, id = before.partition(":")
+    try:
+        when = float(updated)
+    except ValueError:
+        when = -1.0
+    if not 0 <= when < float("inf") or not is_id(id):
+        raise BadRequest("before is what `next` was in the page before.", field="before")
+    return when, id

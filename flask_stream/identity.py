@@ -1,0 +1,223 @@
+"""Who asks: how a request becomes a principal.
+
+A principal is the owner of runs and conversations, a text that begins with its kind:
+`session:…`, `user:…`, `site:…`. A request that says nothing of itself is `anyone`'s: such a run
+belongs to whoever has its unguessable id. `anyone:` is followed by a fingerprint of the address,
+which is for limits and gives no right to anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flask import Request, Response
+from itsdangerous import BadSignature
+
+from .config import Settings
+from .errors import ConfigError, Unauthorized, Unavailable
+from .events import is_id, new_id
+from .keys import API_KEY, Keys
+
+logger = logging.getLogger(__name__)
+
+COOKIE = "stream_session"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a request says that it is, until when (seconds since the epoch), and whether by itself.
+
+    `carried` is what a script put there, a token or a ticket; a cookie is sent by the browser
+    whoever asks.
+    """
+
+    principal: str
+    expires: float | None = None
+    carried: bool = False
+
+
+class Auth(Protocol):
+    """One way to tell who asks."""
+
+    #: Whether somebody whom it does not know may ask chains that are not public.
+    open: bool
+
+    def identify(self, request: Request) -> Identity | None:
+        """Who asks, or None for anyone. Raises Unauthorized for what is not, or no longer, true."""
+
+    def welcome(self, request: Request, response: Response, anew: bool) -> None:
+        """Give a page's visitor what the next request will be known by.
+
+        `anew` is when what the visitor has counts no longer.
+        """
+
+
+#: A developer's own: a principal's id for a request, or None.
+Callback = Callable[[Request], str | int | None]
+
+
+class SessionAuth:
+    """`STREAM_AUTH=session`: an anonymous signed cookie, the same for all tabs of a browser."""
+
+    open = True
+
+    def __init__(self, keys: Keys, age: float) -> None:
+        self._keys = keys
+        self._age = age
+
+    def identify(self, request: Request) -> Identity | None:
+        known = self._known(request)
+        if known is None:
+            return None
+        session, since = known
+        return Identity(f"session:{session}", expires=since + self._age)
+
+    def welcome(self, request: Request, response: Response, anew: bool) -> None:
+        known = None if anew else self._known(request)
+        if known is not None and time.time() - known[1] < self._age / 2:
+            return
+        response.set_cookie(
+            COOKIE,
+            str(self._keys.serializer("session").dumps(known[0] if known else new_id())),
+            max_age=int(self._age),
+            path=request.root_path or "/",
+            secure=request.is_secure,
+            httponly=True,
+            samesite="Lax",
+        )
+
+    def _known(self, request: Request) -> tuple[str, float] | None:
+        # What is forged or too old is no session: a new one is made, and nobody is told off.
+        cookie = request.cookies.get(COOKIE)
+        if not cookie:
+            return None
+        try:
+            session, since = self._keys.serializer("session").loads(
+                cookie, max_age=int(self._age), return_timestamp=True
+            )
+        except BadSignature:
+            return None
+        return (session, since.timestamp()) if is_id(str(session)) else None
+
+
+class TokenAuth:
+    """`STREAM_AUTH=jwt`: a token in `Authorization: Bearer …`, whose `sub` is the principal.
+
+    The algorithm is pinned; issuer, audience and an expiry are required.
+    """
+
+    open = False
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            import jwt
+        except ImportError as missing:
+            raise ConfigError(
+                "STREAM_AUTH", "is 'jwt', which needs: pip install 'flask-llm-stream[jwt]'"
+            ) from missing
+        self._jwt = jwt
+        self._options: dict[str, Any] = {
+            "algorithms": [_needed("jwt_algorithm", settings.jwt_algorithm)],
+            "issuer": _needed("jwt_issuer", settings.jwt_issuer),
+            "audience": _needed("jwt_audience", settings.jwt_audience),
+            "options": {"require": ["exp", "iss", "aud", "sub"]},
+        }
+        (algorithm,) = self._options["algorithms"]
+        if algorithm not in jwt.algorithms.get_default_algorithms() or algorithm == "none":
+            raise ConfigError("STREAM_JWT_ALGORITHM", f"is {algorithm!r}, which is none that works")
+        if bool(settings.jwt_key) == bool(settings.jwt_jwks):
+            raise ConfigError("STREAM_JWT_KEY", "or else STREAM_JWT_JWKS has to be set")
+        self._jwks = None
+        if settings.jwt_jwks:
+            if algorithm.startswith("HS"):
+                raise ConfigError(
+                    "STREAM_JWT_ALGORITHM", f"is {algorithm}: published keys sign not"
+                )
+            self._jwks = jwt.PyJWKClient(settings.jwt_jwks, timeout=5)
+        self._key = _usable(jwt, algorithm, settings.jwt_key)
+
+    def identify(self, request: Request) -> Identity | None:
+        token = bearer(request)
+        if token is None:
+            return None
+        jwt = self._jwt
+        try:
+            key = self._jwks.get_signing_key_from_jwt(token).key if self._jwks else self._key
+            claims = jwt.decode(token, key, **self._options)
+        except jwt.ExpiredSignatureError as error:
+            raise Unauthorized("The token has expired.", field="Authorization") from error
+        except jwt.PyJWKClientConnectionError as error:
+            logger.error("the keys of STREAM_JWT_JWKS cannot be had: %s", error)
+            raise Unavailable("Tokens cannot be checked right now.", retry_after=5) from error
+        except jwt.PyJWTError as error:
+            raise Unauthorized("The token is not valid.", field="Authorization") from error
+        return Identity(f"user:{claims['sub']}", expires=float(claims["exp"]), carried=True)
+
+    def welcome(self, request: Request, response: Response, anew: bool) -> None:
+        """A token is had elsewhere."""
+
+
+class CallbackAuth:
+    """`auth=function`: the developer's own, such as Flask-Login's user."""
+
+    open = False
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+
+    def identify(self, request: Request) -> Identity | None:
+        id = self._callback(request)
+        return None if id is None else Identity(f"user:{id}", carried=False)
+
+    def welcome(self, request: Request, response: Response, anew: bool) -> None:
+        """The app signs people in by itself."""
+
+
+def make_auth(settings: Settings, keys: Keys) -> Auth:
+    """What `STREAM_AUTH` names. Raises ConfigError."""
+    if callable(settings.auth):
+        return CallbackAuth(settings.auth)
+    if settings.auth == "session":
+        return SessionAuth(keys, settings.session_age)
+    if settings.auth == "jwt":
+        return TokenAuth(settings)
+    raise ConfigError("STREAM_AUTH", f"is {settings.auth!r}, and should be session or jwt")
+
+
+def site(request: Request, keys: Keys) -> Identity | None:
+    """The site whose API key a request carries. Raises Unauthorized for a key that is unknown."""
+    key = bearer(request)
+    if key is None or not key.startswith(API_KEY):
+        return None
+    name = keys.site(key)
+    if name is None:
+        raise Unauthorized("The API key is not known.", field="Authorization")
+    return Identity(f"site:{name}", carried=True)
+
+
+def bearer(request: Request) -> str | None:
+    """The token of an `Authorization: Bearer …`, if there is one."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _needed(name: str, value: str | None) -> str:
+    if not value:
+        raise ConfigError(f"STREAM_{name.upper()}", "is needed for STREAM_AUTH=jwt")
+    return value
+
+
+def _usable(jwt: Any, algorithm: str, key: str | None) -> Any:
+    """The key as the algorithm wants it, once, and checked before anybody sends a token."""
+    if key is None:
+        return None
+    if algorithm.startswith("HS") and len(key.encode()) < int(algorithm[2:]) // 8:
+        raise ConfigError("STREAM_JWT_KEY", f"is too short a secret for {algorithm}")
+    try:
+        return jwt.algorithms.get_default_algorithms()[algorithm].prepare_key(key)
+    except Exception as error:  # what is raised depends on the algorithm
+        raise ConfigError("STREAM_JWT_KEY", f"is no key for {algorithm}") from error

@@ -1,0 +1,199 @@
+"""The runs that this process works on: started, taken over, stopped, and seen to their end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+from .errors import Code, StoreError
+from .events import encode
+from .history import shown, turns
+from .journal import Journal
+from .keeper import Keeper, Times
+from .log import Trouble
+from .rights import anyones
+from .runner import Runner, Stop, ending
+from .sources.base import NOTHING, Input, Source
+from .stores.base import Run, Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain that can be asked by name.
+
+    `attempts` is how many workers may try a run in all: one, or more if a run whose worker is
+    gone is to be started anew. `public` opens it to those who are not signed in. `multitask` is
+    what happens to a question whose conversation has a live run. Answers are read again for
+    `cache` seconds, 0 for never: by the same principal, or by everybody where they are `shared`;
+    another `version` has other answers. `refusal` tells why it cannot answer at all.
+    """
+
+    name: str
+    source: Source
+    attempts: int = 1
+    public: bool = False
+    multitask: str = "refuse"
+    cache: float = 0.0
+    shared: bool = False
+    version: str = ""
+    refusal: Callable[[], str | None] | None = None
+
+
+class Live:
+    """Runs under way. `spent` is told what one has cost its principal; it may raise StoreError."""
+
+    def __init__(
+        self,
+        store: Store,
+        chains: Mapping[str, Chain],
+        times: Times,
+        spent: Callable[[str, int], None],
+    ) -> None:
+        self.draining = False
+        self.journal = Journal(store, patience=times.hold, on_cancel=self.cancel)
+        self._store = store
+        self._chains = chains
+        self._times = times
+        self._spent = spent
+        self._runners: dict[str, Runner] = {}
+        self._keeper = Keeper(store, self.journal, times, self._runners, self._bury)
+
+    def __len__(self) -> int:
+        return len(self._runners)
+
+    def begin(self) -> None:
+        """Look after runs, those of dead workers included. Again does nothing."""
+        self._keeper.start()
+
+    def start(
+        self, chain: Chain, run: Run, owner: str, source: Source, key: str | None = None
+    ) -> None:
+        """Have a runner work on a run that this process owns, from the chain's beginning.
+
+        `source` answers, in the chain's place perhaps. `key` is what others find the answer by;
+        it is unset when the run does not come to a good end.
+        """
+        runner: Runner
+
+        def trouble(what: Trouble) -> None:
+            runner.trouble(what)
+
+        def ended(runner: Runner) -> None:
+            self._ended(run, runner, key)
+
+        log = self.journal.open(run, owner, trouble)
+        limits = self._times.limits
+        runner = Runner(log, source, lambda: self._input(chain, run), limits, ended)
+        self._runners[run.id] = runner
+        if run.seq == 0:
+            log.append(("start", _started(run)))
+        else:
+            log.append(("reset", encode({"attempt": run.attempt, "reason": Code.WORKER_LOST})))
+        runner.start()
+
+    def _input(self, chain: Chain, run: Run) -> Input:
+        """What the chain is asked with. Waits for the run before, should that be live."""
+        parent = self._store.get(run.parent) if run.parent else None
+        if parent is not None and parent.live:
+            self._wait(parent)
+        value = json.loads(run.input)
+        return Input(
+            value,
+            turns(self._store, run.parent),
+            run=run.id,
+            parent=run.parent,
+            thread=_thread(chain, run),
+            resume=value["resume"] if value.keys() == {"resume"} else NOTHING,
+        )
+
+    def _wait(self, run: Run) -> None:
+        reader = self.journal.read(run, run.seq)
+        try:
+            while (events := reader.take()) is None or not events.ended:
+                if events is None:
+                    reader.wait(1.0)
+        finally:
+            reader.close()
+
+    def _bury(self, runs: list[Run], owner: str) -> None:
+        """End runs whose workers are gone, or start them anew where the chain is for that."""
+        logs = []
+        for run in runs:
+            chain = self._chains.get(run.chain)
+            if chain is not None and run.attempt <= chain.attempts and not self.draining:
+                logger.info("run %s: attempt %d of %d", run.id, run.attempt, chain.attempts)
+                self.start(chain, run, owner, chain.source)
+                continue
+            log = self.journal.open(run, owner, lambda trouble: None)
+            if run.seq == 0:
+                log.append(("start", _started(run)))
+            log.close("failed", ending("failed", Code.WORKER_LOST))
+            logs.append(log)
+        for log in logs:
+            log.settled.wait(self._times.hold)
+            self.journal.release(log)
+
+    def _ended(self, run: Run, runner: Runner, key: str | None) -> None:
+        # Not before its end is stored: until then the lease has to be renewed.
+        runner.log.settled.wait()
+        try:
+            if key is not None and runner.status != "done":
+                self._store.disclaim(key, run.id)
+            self._spent(run.principal, runner.tokens)
+        except StoreError as error:
+            logger.error("store: %s: %d tokens are not counted", error, runner.tokens)
+        if self._runners.pop(run.id, None) is runner:
+            self.journal.release(runner.log)
+
+    def runner(self, run: str) -> Runner | None:
+        """Who works on the run, if it is somebody here."""
+        return self._runners.get(run)
+
+    def cancel(self, run: str) -> None:
+        """Somebody, here or elsewhere, asks for the run to be stopped."""
+        runner = self._runners.get(run)
+        if runner is not None:
+            runner.stop(Stop.CANCELLED)
+
+    def drain(self, grace: float) -> None:
+        """Take no new runs, send the readers away, and end what is live after `grace` seconds."""
+        self.draining = True
+        self.journal.wake()
+        until = time.monotonic() + grace
+        while self._runners and time.monotonic() < until:
+            time.sleep(0.05)
+        runners = list(self._runners.values())
+        for runner in runners:
+            runner.stop(Stop.LOST)
+        for runner in runners:
+            runner.wait(1.0)
+
+    def close(self) -> None:
+        """End every run and every thread."""
+        self.drain(0)
+        self._keeper.stop()
+        self.journal.close()
+
+
+def _started(run: Run) -> str:
+    return encode(
+        {
+            "run": run.id,
+            "chain": run.chain,
+            "conversation": run.conversation,
+            "parent": run.parent,
+            "input": shown(json.loads(run.input)),
+        }
+    )
+
+
+def _thread(chain: Chain, run: Run) -> str:
+    """Where a graph keeps what it knows of this conversation; nobody else's is the same."""
+    who = "" if anyones(run.principal) else run.principal
+    return sha256(json.dumps([chain.name, who, run.conversation]).encode()).hexdigest()[:32]

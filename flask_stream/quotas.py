@@ -1,0 +1,177 @@
+"""How much: starts and tokens over time, and what may be open at once.
+
+Starts are counted by Flask-Limiter's engine, in Redis or Valkey where the store is there, else
+in each worker. Open streams are counted in each worker, since each has its own room. Live runs
+are counted by the store itself, as it creates them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask
+
+from .config import Settings
+from .errors import ConfigError, StoreError, TooMany, Unavailable
+from .rights import anyones
+from .stores.base import Store
+
+if TYPE_CHECKING:
+    from flask_limiter import Limiter
+
+logger = logging.getLogger(__name__)
+
+DAY = 86_400
+#: Connections that a worker keeps for health checks, starts and Stop, however many streams it has.
+SPARE = 100
+
+
+class Quotas:
+    """The limits of one app. Raises ConfigError for one that cannot be kept."""
+
+    def __init__(self, app: Flask, settings: Settings, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+        self._starts = _Starts(app, settings)
+        self._worker = settings.max_streams_per_worker
+        self._open: Counter[str] = Counter()
+        self._seats = 0
+        self._lock = threading.Lock()
+
+    def fit(self, connections: int) -> None:
+        """Keep open streams below what the server's worker can hold, with room for the rest."""
+        room = max(1, connections - min(SPARE, connections // 10 + 1))
+        self._worker = min(self._worker or room, room)
+
+    def start(self, principal: str, address: str) -> None:
+        """Count the start of a run. Raises TooMany, or Unavailable when it cannot be counted."""
+        budget = self._settings.daily_tokens
+        try:
+            if budget and self._store.count(_today(principal), 0, DAY) >= budget:
+                left = DAY - int(time.time()) % DAY
+                raise TooMany("Today's tokens are used up.", retry_after=left)
+        except StoreError as error:
+            logger.error("store: %s: no run can be started", error)
+            raise Unavailable("Answers cannot be stored right now.", retry_after=2) from error
+        self._starts.hit(principal, address)
+
+    def spent(self, principal: str, tokens: int) -> None:
+        """Take tokens off today's budget. Raises StoreError."""
+        if self._settings.daily_tokens and tokens > 0:
+            # A day more: it is asked for until midnight, and began at any hour.
+            self._store.count(_today(principal), tokens, 2 * DAY)
+
+    def most(self, principal: str) -> int:
+        """How many live runs a principal may have; 0 for any number."""
+        settings = self._settings
+        return settings.max_runs_per_address if anyones(principal) else settings.max_runs
+
+    def sit(self, principal: str, address: str) -> Seat:
+        """A place for one more open stream. Raises TooMany, or Unavailable in a full worker."""
+        settings = self._settings
+        keys = {f"address {address}": settings.max_streams_per_address}
+        if not anyones(principal):
+            keys[f"principal {principal}"] = settings.max_streams
+        with self._lock:
+            if self._worker and self._seats >= self._worker:
+                logger.warning("%d streams are open: this worker takes no more", self._seats)
+                raise Unavailable("Too many streams are open here.", retry_after=5)
+            for key, most in keys.items():
+                if most and self._open[key] >= most:
+                    raise TooMany("You have too many streams open.", retry_after=10)
+            self._seats += 1
+            self._open.update(keys.keys())
+        return Seat(self, list(keys))
+
+    def rise(self, keys: list[str]) -> None:
+        """Give a seat back."""
+        with self._lock:
+            self._seats -= 1
+            for key in keys:
+                self._open[key] -= 1
+                if not self._open[key]:
+                    del self._open[key]
+
+
+class Seat:
+    """The place of one open stream; to be left once."""
+
+    __slots__ = ("_keys", "_quotas")
+
+    def __init__(self, quotas: Quotas, keys: list[str]) -> None:
+        self._quotas: Quotas | None = quotas
+        self._keys = keys
+
+    def leave(self) -> None:
+        """Give the place to somebody else. Leaving again does nothing."""
+        quotas, self._quotas = self._quotas, None
+        if quotas is not None:
+            quotas.rise(self._keys)
+
+
+class _Starts:
+    """Starts per principal and per address."""
+
+    def __init__(self, app: Flask, settings: Settings) -> None:
+        self._limiter: Limiter | None = None
+        wanted = {"start_limit": settings.start_limit, "address_limit": settings.address_limit}
+        if not any(wanted.values()):
+            return
+        setting = next(f"STREAM_{name.upper()}" for name, value in wanted.items() if value)
+        try:
+            from flask_limiter import Limiter
+            from limits import parse_many
+        except ImportError as missing:
+            raise ConfigError(
+                setting, "needs: pip install 'flask-llm-stream[limits]'; '' sets no limit"
+            ) from missing
+        self._limits: dict[str, list[Any]] = {}
+        for name, value in wanted.items():
+            try:
+                self._limits[name] = parse_many(value) if value else []
+            except ValueError as error:
+                raise ConfigError(
+                    f"STREAM_{name.upper()}", f"is {value!r}, and should be such as '30/minute'"
+                ) from error
+        # Starts are hit by hand, below: over a WebSocket one request starts many runs.
+        self._limiter = Limiter(
+            key_func=lambda: "",
+            strategy="moving-window",
+            storage_uri=_storage(settings.store),
+            key_prefix="flask_stream",
+        )
+        self._limiter.init_app(app)
+
+    def hit(self, principal: str, address: str) -> None:
+        if self._limiter is None:
+            return
+        engine = self._limiter.limiter
+        hits = [(item, "address", address) for item in self._limits["address_limit"]]
+        if not anyones(principal):
+            hits += [(item, "principal", principal) for item in self._limits["start_limit"]]
+        try:
+            for item, *key in hits:
+                if not engine.hit(item, *key):
+                    reset = engine.get_window_stats(item, *key).reset_time
+                    wait = max(1, round(reset - time.time()))
+                    logger.info("too many starts: %s, %s", " ".join(key), item)
+                    raise TooMany("You ask too often.", retry_after=wait)
+        except (TooMany, ConfigError):
+            raise
+        except Exception as error:  # whatever the storage's client raises
+            logger.error("starts cannot be counted: %s", error)
+            raise Unavailable("Questions cannot be taken right now.", retry_after=2) from error
+
+
+def _storage(store: str) -> str:
+    if store.startswith("unix://"):
+        return f"redis+{store}"
+    return store if store.startswith(("redis://", "rediss://")) else "memory://"
+
+
+def _today(principal: str) -> str:
+    return f"tokens:{time.strftime('%Y-%m-%d', time.gmtime())}:{principal}"

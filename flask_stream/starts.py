@@ -1,0 +1,222 @@
+"""From a question to a live run: its place in a conversation, its terms, its source."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .cache import Replay, cache_key
+from .errors import BadRequest, Conflict, NotFound, StoreError, TooMany, Unavailable
+from .events import encode, is_id, new_id
+from .history import title, turns
+from .keeper import Times
+from .live import Chain, Live
+from .rights import anyones, check, may
+from .sources.base import Source, Turn
+from .stores.base import Busy, Full, Run, Store, Terms
+
+logger = logging.getLogger(__name__)
+
+#: What may be done with a question in a conversation that has a live run.
+MULTITASK = ("refuse", "queue", "interrupt", "replace")
+Multitask = Literal["refuse", "queue", "interrupt", "replace"]
+#: A parent that is not named: the conversation's newest run.
+NEWEST = "newest"
+#: Seconds that a live run may take to make room for the next.
+_ROOM = 10.0
+
+
+def nothing() -> None:
+    """Does nothing, where something could be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What somebody wants to have started. Ids are as they came, and not yet checked.
+
+    `most` is how many live runs `who` may have with it, 0 for any number. `admit` is called
+    where a run would be started, and may raise what forbids it. `multitask` is None for what
+    the chain says.
+    """
+
+    chain: str
+    value: dict[str, Any]
+    who: str = ""
+    run: str | None = None
+    conversation: str | None = None
+    parent: str | None = NEWEST
+    multitask: str | None = None
+    most: int = 0
+    admit: Callable[[], None] = nothing
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it is the answer to what another run has asked."""
+        return "resume" in self.value
+
+
+class Starts:
+    """Starts runs. `cancel` stops a live run and waits, up to so many seconds."""
+
+    def __init__(
+        self,
+        store: Store,
+        chains: Mapping[str, Chain],
+        times: Times,
+        live: Live,
+        cancel: Callable[[str, float], Run],
+    ) -> None:
+        self._store = store
+        self._chains = chains
+        self._times = times
+        self._live = live
+        self._cancel = cancel
+
+    def chain(self, name: str) -> Chain:
+        """The chain of that name. Raises NotFound."""
+        chain = self._chains.get(name)
+        if chain is None:
+            raise NotFound(f"There is no chain named {name!r}.", field="chain")
+        return chain
+
+    def names(self) -> list[str]:
+        """What chains there are."""
+        return list(self._chains)
+
+    def start(self, asked: Asked) -> tuple[Run, bool]:
+        """Start a run, or find the one of that id; the run, and whether it is new.
+
+        Of any number of calls with one `run` id, one calls the model. Raises NotFound for an
+        unknown chain or parent or another's run; Conflict for an id that another question has,
+        for a conversation that is busy, and for an answer that nobody has asked for; BadRequest
+        for ids that can be none; TooMany; and Unavailable when the store cannot be reached, the
+        worker leaves, or the chain cannot answer.
+        """
+        chain = self.chain(asked.chain)
+        _check_id("run", asked.run)
+        multitask = asked.multitask or chain.multitask
+        if multitask not in MULTITASK:
+            raise BadRequest(f"multitask is one of {', '.join(MULTITASK)}.", field="multitask")
+        if self._live.draining:
+            raise Unavailable("This worker is being replaced.", retry_after=1)
+        refusal = chain.refusal() if chain.refusal is not None else None
+        if refusal is not None:
+            raise Unavailable(refusal, field="chain")
+        try:
+            there = self._store.get(asked.run) if asked.run else None
+            if there is not None:
+                return _same(there, asked.chain, encode(asked.value), asked.who), False
+            conversation, parent = self._place(asked.who, asked.conversation, asked.parent)
+            if asked.resumes and (parent is None or parent.status != "interrupted"):
+                raise Conflict("This run has not asked for an answer.", field="resume")
+            asked.admit()
+            run = Run(
+                id=asked.run or new_id(),
+                chain=asked.chain,
+                conversation=conversation or new_id(),
+                parent=parent.id if parent else None,
+                principal=asked.who,
+                input=encode(asked.value),
+                created=time.time(),
+            )
+            return self._start(chain, run, asked, multitask)
+        except Full:
+            raise TooMany("You have too many answers under way.", retry_after=5) from None
+        except StoreError as error:
+            logger.error("store: %s: no run can be started", error)
+            raise Unavailable("Answers cannot be stored right now.", retry_after=2) from error
+
+    def _start(self, chain: Chain, run: Run, asked: Asked, multitask: str) -> tuple[Run, bool]:
+        self._live.begin()
+        owner = new_id()
+        terms = Terms(most=asked.most, alone=multitask != "queue", title=title(asked.value))
+        while True:
+            try:
+                there = self._store.create(run, owner, self._times.hold, terms)
+                break
+            except Busy as busy:
+                run = self._make_room(run, busy.run, multitask)
+        if there is not None:
+            return _same(there, run.chain, run.input, run.principal), False
+        logger.info("run %s: started, chain %s", run.id, run.chain)
+        key, source = self._source(chain, run)
+        self._live.start(chain, run, owner, source, key)
+        return run, True
+
+    def _make_room(self, run: Run, busy: str, multitask: str) -> Run:
+        """End the live run of this conversation, if that is how it goes on; the run to start."""
+        if multitask == "refuse":
+            raise Conflict(
+                "The answer before is still under way in this conversation.", field="conversation"
+            )
+        logger.info("run %s: %ss run %s", run.id, multitask, busy)
+        ended = self._cancel(busy, _ROOM)
+        if multitask == "replace" and run.parent == busy:
+            return dataclasses.replace(run, parent=ended.parent)
+        return run
+
+    def _source(self, chain: Chain, run: Run) -> tuple[str | None, Source]:
+        """What answers this run, and the key under which others find it: an earlier run, maybe."""
+        if not chain.cache:
+            return None, chain.source
+        who = "" if chain.shared else run.principal
+        earlier: Sequence[Turn] = turns(self._store, run.parent)
+        key = cache_key(chain.name, chain.version, who, run.input, earlier)
+        while True:
+            holder = self._store.claim(key, run.id, chain.cache)
+            if holder == run.id:
+                return key, chain.source
+            there = self._store.get(holder)
+            if there is not None and (there.live or there.status == "done"):
+                logger.info("run %s: reads run %s", run.id, holder)
+                return None, Replay(
+                    lambda run: self._live.journal.read(run, 0), there, chain.source
+                )
+            self._store.disclaim(key, holder)
+
+    def place(self, who: str, conversation: str | None, parent: str | None) -> None:
+        """Raise what `start` would raise for this place."""
+        try:
+            self._place(who, conversation, parent)
+        except StoreError as error:
+            logger.error("store: %s: no run can be found", error)
+            raise Unavailable("Answers cannot be read right now.", retry_after=2) from error
+
+    def _place(
+        self, who: str, conversation: str | None, parent: str | None
+    ) -> tuple[str | None, Run | None]:
+        """The conversation, None for a new one, and the run that is followed, if there is one."""
+        _check_id("conversation", conversation)
+        if parent == NEWEST:
+            # Nobody's conversations are nobody's: there, a run is followed by its own id only.
+            known = conversation is not None and not anyones(who)
+            earlier = self._store.runs(who, conversation) if known and conversation else []
+            return conversation, earlier[-1] if earlier else None
+        _check_id("parent", parent)
+        if parent is None:
+            return conversation, None
+        run = self._store.get(parent)
+        if run is None or not may(who, run.principal):
+            raise NotFound("There is no such run to follow.", field="parent")
+        if conversation is not None and run.conversation != conversation:
+            raise BadRequest("The parent belongs to another conversation.", field="conversation")
+        return run.conversation, run
+
+
+def _same(there: Run, chain: str, input: str, who: str) -> Run:
+    """The run that is there already, if it is the one that would be started."""
+    check(who, there)
+    if (there.chain, there.input) != (chain, input):
+        raise Conflict("This run id belongs to another question.", field="run")
+    return there
+
+
+def _check_id(field: str, text: str | None) -> None:
+    if text is not None and not is_id(text):
+        raise BadRequest(
+            "An id is 16 to 64 letters, digits, '-' or '_'; a UUID will do.", field=field
+        )
