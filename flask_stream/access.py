@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import time
 from dataclasses import dataclass
 
 from flask import Flask, Request, Response
 
-from .config import Settings
+from .config import LONGEST, Settings
 from .errors import BadRequest, Forbidden, NotFound, StoreError, Unauthorized, Unavailable
-from .identity import Auth, make_auth, site
+from .identity import Auth, Identity, bearer, make_auth, site
 from .keys import Keys
 from .origins import Origins
 from .quotas import Quotas
+from .rights import ANYONE
 from .stores.base import Store
 from .tickets import Opened, Tickets
 
@@ -28,14 +30,15 @@ logger = logging.getLogger(__name__)
 class Visitor:
     """Who made a request: the principal whose runs these are, and from which address.
 
-    `known` is whether it is somebody, and not anyone. Who comes with a ticket has the one run
-    of that ticket, and acts for whoever the ticket was made for.
+    `known` is whether it is somebody, and not anyone; since `issued`, until `expires`. Who comes
+    with a ticket has the one run of that ticket, and acts for whoever the ticket was made for.
     """
 
     principal: str
     address: str
     known: bool
     carried: bool = False
+    issued: float | None = None
     expires: float | None = None
     ticket: Opened | None = None
 
@@ -51,11 +54,11 @@ class Access:
     def __init__(self, app: Flask, settings: Settings, store: Store) -> None:
         self.origins = Origins(settings.origins)
         self.keys = Keys(app, settings.api_keys)
-        self.quotas = Quotas(app, settings, store)
+        self.quotas = Quotas(settings, store)
         self._auth: Auth = make_auth(settings, self.keys)
         self.tickets = Tickets(self.keys, settings.ticket_age, settings.run_timeout)
         self._store = store
-        self._revoked_for = settings.session_age
+        self._app = app
         self._proxies = settings.proxies
         if self.origins.any:
             logger.warning(
@@ -75,14 +78,17 @@ class Access:
         text = request.args.get("ticket")
         if text is not None:
             opened = self.tickets.open(text)
-            principal, expires = opened.ticket.principal, opened.expires
-            self._check_revoked(principal)
-            return Visitor(principal, address, True, True, expires, opened)
-        found = site(request, self.keys) or self._auth.identify(request)
-        if found is None:
-            return Visitor(f"anyone:{self.keys.fingerprint(address)}", address, False)
-        self._check_revoked(found.principal)
-        return Visitor(found.principal, address, True, found.carried, found.expires)
+            found = Identity(opened.ticket.principal, opened.issued, opened.expires, carried=True)
+        else:
+            opened = None
+            known = site(request, self.keys) or self._auth.identify(request)
+            if known is None:
+                fingerprint = self.keys.fingerprint(f"address {address}")
+                return Visitor(f"{ANYONE}{fingerprint}", address, known=False)
+            found = known
+        self._check_revoked(found.principal, found.issued)
+        who = found.principal
+        return Visitor(who, address, True, found.carried, found.issued, found.expires, opened)
 
     def still(self, request: Request, before: Visitor) -> str | None:
         """Why who made this request may no longer read; None if they may.
@@ -91,25 +97,37 @@ class Access:
         """
         if not before.known:
             return None
+        if before.expires is not None and time.time() >= before.expires:
+            return "The sign-in has expired."
         try:
-            now = self.visitor(request)
+            self._check_revoked(before.principal, before.issued)
+            # As a request that is made now: what was remembered of this one counts no more.
+            environ = {k: v for k, v in request.environ.items() if k != "werkzeug.request"}
+            with self._app.request_context(environ) as now:
+                visitor = self.visitor(now.request)
         except Unauthorized as error:
             return error.detail
         except Unavailable:
             return None  # nobody is sent away because we cannot tell
-        return None if now.principal == before.principal else "The sign-in has ended."
+        return None if visitor.principal == before.principal else "The sign-in has ended."
 
     def revoke(self, principal: str) -> None:
-        """Let a principal's sessions, tokens and tickets count no longer. Raises StoreError."""
-        self._store.count(f"revoked:{principal}", 1, self._revoked_for)
+        """Let what a principal has been known by until now count no longer. Raises StoreError."""
+        key = f"revoked:{principal}"
+        before = self._store.count(key, 0, 1)
+        self._store.count(key, int(time.time()) - before, LONGEST)
 
-    def _check_revoked(self, principal: str) -> None:
+    def _check_revoked(self, principal: str, issued: float | None) -> None:
+        # A site's users have what they have by the site's leave.
+        site, slash, _ = principal.partition("/")
+        names = [principal, site] if slash and principal.startswith("site:") else [principal]
         try:
-            revoked = self._store.count(f"revoked:{principal}", 0, 1)
+            revoked = max(self._store.count(f"revoked:{name}", 0, 1) for name in names)
         except StoreError as error:
             logger.error("store: %s: nobody can be told from anybody", error)
             raise Unavailable("Answers cannot be read right now.", retry_after=2) from error
-        if revoked:
+        # Times in cookies and tokens are whole seconds: of the same second, the older is assumed.
+        if revoked and (issued is None or int(issued) <= revoked):
             raise Unauthorized("The sign-in has ended.")
 
     def _address(self, request: Request) -> str:
@@ -124,6 +142,8 @@ class Access:
             found = ipaddress.ip_address(address)
         except ValueError:
             return address or "nowhere"  # a Unix socket has none
+        if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
         if isinstance(found, ipaddress.IPv6Address):
             # One subscriber has a whole /64.
             return str(ipaddress.ip_network((found, 64), strict=False))
@@ -136,7 +156,7 @@ class Access:
 
         Not for those who carry a token or a ticket, which no browser adds by itself.
         """
-        if "Authorization" not in request.headers and "ticket" not in request.args:
+        if bearer(request) is None and "ticket" not in request.args:
             # Whether it may ask a public chain is looked at when it asks.
             self.origins.check_page(request, public=True)
 
@@ -146,6 +166,15 @@ class Access:
             self.origins.check_script(request)
         if not visitor.carried:
             self.origins.check_page(request, public=public)
+        self._check_known(visitor, public)
+
+    def check_handshake(self, request: Request, visitor: Visitor, *, public: bool) -> None:
+        """Raise Forbidden, or Unauthorized, where this WebSocket may not start runs."""
+        if not visitor.carried:
+            self.origins.check_handshake(request, public=public)
+        self._check_known(visitor, public)
+
+    def _check_known(self, visitor: Visitor, public: bool) -> None:
         if not visitor.known and not public and not self._auth.open:
             raise Unauthorized("Sign in to ask here.")
 

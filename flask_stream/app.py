@@ -9,10 +9,14 @@ from typing import Any
 from flask import Flask
 from werkzeug.exceptions import HTTPException
 
-from .chains.chat import Chat
-from .chains.models import chosen
+from .chains.agent import agent
+from .chains.chat import chat
+from .chains.chosen import ChosenModel
+from .chains.models import tools_refusal
 from .extension import FlaskStream, Service
+from .headers import headers
 from .logs import set_up
+from .origins import vary
 from .problems import http_problem
 from .sources.langchain import history
 
@@ -29,7 +33,7 @@ def create_app(**settings: Any) -> Flask:
     app.config.from_prefixed_env()
     app.config.setdefault("STREAM_PAGE", True)
     set_up()
-    if find_spec("flask_limiter") is not None:
+    if find_spec("limits") is not None:
         app.config.setdefault("STREAM_START_LIMIT", "30/minute")
         app.config.setdefault("STREAM_ADDRESS_LIMIT", "120/minute")
     else:
@@ -39,10 +43,15 @@ def create_app(**settings: Any) -> Flask:
     stream = FlaskStream(app, **settings)
     service: Service = app.extensions["flask_stream"]
     service.access.keys.check()
-    chosen(service.settings)  # a wrong name is told now, not when the first person asks
+    app.after_request(vary)
+    app.after_request(headers(service.settings.frame_ancestors))
+    own = service.settings
+    model = ChosenModel(settings=own)  # a wrong name is told now, not when somebody asks
     stream.add(
         "chat",
-        Chat(service.settings),
+        chat(model, own),
         input=lambda input: {"question": input.question, "history": history(input)},
     )
+    if find_spec("langchain") is not None:
+        stream.add("agent", agent(model, own), refusal=lambda: tools_refusal(own))
     return app

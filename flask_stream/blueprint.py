@@ -31,9 +31,12 @@ from .requests import (
     refuse_head,
 )
 from .serving import (
+    check_start,
     described,
     dialect_of,
     listed,
+    owner,
+    permit_for,
     runs,
     sent,
     service,
@@ -81,6 +84,7 @@ def make_blueprint(
     blueprint.add_url_rule("/health/ready", view_func=ready)
     if page:
         blueprint.add_url_rule("/", view_func=chat)
+        blueprint.add_url_rule("/c/<conversation>", view_func=chat)
     blueprint.register_error_handler(RequestError, problem)
     blueprint.register_error_handler(HTTPException, http_problem)
     blueprint.cli.add_command(make_key)
@@ -105,6 +109,7 @@ def start() -> ResponseReturnValue:
         value = {"resume": body.resume}
     else:
         value = asked(body.input, service().settings.max_question)
+    check_start(visitor, body.chain)
     run, new = start_for(visitor, _asked(body, body.chain, value))
     response = jsonify(described(run))
     response.status_code = 201 if new else 200
@@ -124,7 +129,7 @@ def events(run: str) -> ResponseReturnValue:
     place = cursor(run) or Cursor(run, 0)
     if place.run != run:
         raise BadRequest("The cursor is of another run.", field="Last-Event-ID")
-    return stream(visitor, place, request.args.get("format"))
+    return stream(visitor, place, request.args.get("format"), permit_for(visitor))
 
 
 def cancel(run: str) -> ResponseReturnValue:
@@ -141,13 +146,20 @@ def ask(chain: str) -> ResponseReturnValue:
     if place is not None:
         # A browser repeats the whole request when it reconnects, question and all.
         visitor.check_run(place.run)
-        return stream(visitor, place, request.args.get("format"))
+        return stream(visitor, place, request.args.get("format"), permit_for(visitor))
     known = {name: v for name, v in request.args.items() if name in Ask.model_fields}
     body = fields(Ask, known | sent() if request.method == "POST" else known)
     dialect = dialect_of(body.format)
     value = asked(body.question, service().settings.max_question, field="question")
-    run, _ = start_for(visitor, _asked(body, chain, value))
-    return welcomed(visitor, stream(visitor, Cursor(run.id, 0), dialect.name))
+    check_start(visitor, chain)
+    # Before the model is asked: an answer that nobody may read is paid for, too.
+    permit = permit_for(visitor)
+    try:
+        run, _ = start_for(visitor, _asked(body, chain, value))
+    except BaseException:
+        permit.leave()
+        raise
+    return welcomed(visitor, stream(visitor, Cursor(run.id, 0), dialect.name, permit))
 
 
 def _asked(body: Start | Ask, chain: str, value: dict[str, Any]) -> Asked:
@@ -164,14 +176,14 @@ def _asked(body: Start | Ask, chain: str, value: dict[str, Any]) -> Asked:
 
 def conversations() -> ResponseReturnValue:
     """`GET /conversations`: a page of one's own, the last updated first."""
-    who = visitor_of().principal
+    who = owner()
     page, after = runs().conversations.page(who, number("limit", USUAL), request.args.get("before"))
     return {"conversations": [listed(one) for one in page], "next": after}
 
 
 def conversation(id: str) -> ResponseReturnValue:
     """`GET`, `PATCH`, `DELETE /conversations/<id>`: read it with its runs, rename it, remove it."""
-    who = visitor_of().principal
+    who = owner()
     mine = runs().conversations
     if request.method == "DELETE":
         mine.remove(who, id)
@@ -216,11 +228,14 @@ def ready() -> ResponseReturnValue:
     return {"status": "ready", "live_runs": runs().live, "open_streams": service().sse.open}
 
 
-def chat() -> ResponseReturnValue:
-    """`GET /`: the page."""
+def chat(conversation: str | None = None) -> ResponseReturnValue:
+    """`GET /`, `GET /c/<conversation>`: the page, for a new conversation or for that one."""
     settings = service().settings
     data = {
         "chain": "chat",
+        "conversation": conversation,
+        "conversations": url_for(".conversations"),
+        "home": url_for(".chat"),
         "runs": url_for(".start"),
         "max_question": settings.max_question,
         "title": settings.title,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Sequence
 from hashlib import sha256
+from typing import Any
 
 from .errors import Code
 from .events import Said, encode
@@ -17,8 +18,9 @@ from .sources.base import Input, Source, Turn
 from .stores.base import Run
 from .tail import Reader
 
-#: What an earlier run said that this one does not say: its own frame, and what it has cost.
-_OWN = {"start", "end", "usage"}
+#: What an earlier run said that this one does not say: its own frame, what it has cost, and what
+#: it wanted to know.
+_OWN = {"start", "end", "usage", "interrupt"}
 #: Seconds between two looks whether there is anything new to read.
 _WAIT = 1.0
 
@@ -36,6 +38,9 @@ class Replay:
         self._read = read
         self._run = run
         self._source = source
+
+    def check(self, value: dict[str, Any]) -> None:
+        self._source.check(value)
 
     def stream(self, input: Input) -> Generator[Said, None, None]:
         reader = self._read(self._run)

@@ -53,8 +53,16 @@ class Settings:
     model: str | None = _setting(
         None,
         "Which model the built-in chains use, as `provider:name`: `openai:gpt-4o-mini`, "
-        "`local:smollm2`, `local:/path/to/any.gguf`. Not set: `openai:gpt-4o-mini` when there is "
-        "an `OPENAI_API_KEY` or `OPENAI_BASE_URL`, else the embedded `local:smollm2`.",
+        "`anthropic:claude-sonnet-4-5`, `ollama:llama3.2`, `vllm:<name>`, `local:smollm2`, "
+        "`local:/path/to/any.gguf`, or a function of your own as `module:function`. Not set: "
+        "`openai:gpt-4o-mini` when there is an `OPENAI_API_KEY` or `OPENAI_BASE_URL`, else the "
+        "embedded `local:smollm2`.",
+    )
+    fallback_model: str | None = _setting(
+        None, "The model that is asked when the first fails before its first token."
+    )
+    base_url: str | None = _setting(
+        None, "Where `openai:`, `ollama:` and `vllm:` models are, if not at their usual address."
     )
     system_prompt: str = _setting(
         "You are a helpful assistant.", "What the built-in `chat` tells its model first."
@@ -70,6 +78,27 @@ class Settings:
     )
     model_retries: int = _setting(
         2, "Times that a call of the model is tried again before its first token.", least=0
+    )
+    documents: str | None = _setting(
+        None, "Folder of Markdown and text files that the built-in `agent` may search."
+    )
+    max_document: int = _setting(
+        400_000, "Characters that a document for `summary` may have.", least=1
+    )
+    max_pages: int = _setting(200, "Pages that a PDF for `summary` may have.", least=1)
+    summary_tokens: int = _setting(
+        1500, "Tokens, about, of each piece that `summary` reads at once.", least=100
+    )
+    summary_parallel: int = _setting(
+        0,
+        "Pieces that `summary` reads at the same time. 0: one for a local model, else four.",
+        least=0,
+    )
+    checkpoints: str = _setting(
+        "sqlite:///checkpoints.db",
+        "Where graphs that were compiled without a checkpointer keep their state: "
+        "`sqlite:///file`, `postgres://…`, `redis://…`, `memory://`, or nothing for nowhere.",
+        secret=True,
     )
     max_question: int = _setting(8000, "Characters that a question may have.", least=1)
     max_body: int = _setting(1_048_576, "Bytes that a request's body may have.", least=1)

@@ -54,7 +54,8 @@ class Conversations:
 
     def rename(self, who: str, id: str, title: str) -> Conversation:
         """Give it another title. Raises NotFound, BadRequest, Unavailable."""
-        words = " ".join(title.split())
+        # Half of a surrogate pair is JSON, and no text.
+        words = " ".join(title.encode("utf-8", "replace").decode().split())
         if not 1 <= len(words) <= LONGEST:
             raise BadRequest(f"A title has 1 to {LONGEST} characters.", field="title")
         with _reading():
@@ -66,7 +67,8 @@ class Conversations:
         """Stop what is live in it, and remove it with its runs. Raises NotFound, Unavailable."""
         with _reading():
             self._found(who, id)
-            for run in self._store.runs(who, id):
+            # The last one first: none that waits for another is to begin when that ends.
+            for run in reversed(self._store.runs(who, id)):
                 if run.live:
                     self._cancel(run.id, _STOP)
             self._store.forget(who, id)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from flask import Flask, current_app
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from .access import Access
 from .blueprint import make_blueprint
-from .config import Settings
+from .config import LONGEST, Settings
 from .dialects.base import Dialect
 from .dialects.native import Native
 from .dialects.text import Text
@@ -32,7 +33,10 @@ from .stores.memory import MemoryStore
 from .stores.sqlite import SqliteStore
 from .transports.sse import SSE, Pace
 
-Function = TypeVar("Function", bound=Callable[[str], Iterable[str]])
+if TYPE_CHECKING:
+    from .transports.websocket import WebSockets
+
+Function = TypeVar("Function", bound=Callable[..., Iterable[Any]])
 
 #: Seconds for which shared answers are kept.
 DAY = 86_400.0
@@ -49,6 +53,7 @@ class Service:
     sse: SSE
     dialects: dict[str, Dialect]
     access: Access
+    sockets: WebSockets | None
 
     def drain(self, grace: float) -> None:
         """The worker goes: no new runs, readers sent to others, live runs get `grace` seconds."""
@@ -58,6 +63,8 @@ class Service:
         """End every run, thread and connection."""
         self.runs.close()
         self.sse.close()
+        if self.sockets is not None:
+            self.sockets.close()
 
 
 class FlaskStream:
@@ -93,16 +100,26 @@ class FlaskStream:
         runs = Runs(store, self._chains, times, access.quotas.spent)
         pace = Pace(settings.heartbeat, settings.reconnect, settings.write_timeout)
         dialects: list[Dialect] = [Native(), Text()]
+        sockets = None
+        if find_spec("flask_sock") is not None:  # an extra
+            from .transports.websocket import Bounds, WebSockets
+
+            bounds = Bounds(settings.heartbeat, settings.write_timeout, settings.max_body)
+            sockets = WebSockets(bounds, draining=lambda: runs.draining)
         app.extensions["flask_stream"] = Service(
             settings=settings,
             runs=runs,
             sse=SSE(pace, draining=lambda: runs.draining),
             dialects={dialect.name: dialect for dialect in dialects},
             access=access,
+            sockets=sockets,
         )
-        app.register_blueprint(
-            make_blueprint(settings.page, access, headers(settings.frame_ancestors))
-        )
+        blueprint = make_blueprint(settings.page, access, headers(settings.frame_ancestors))
+        if sockets is not None:
+            from .sockets import add_websocket
+
+            add_websocket(blueprint, sockets)
+        app.register_blueprint(blueprint)
 
     def add(
         self,
@@ -116,15 +133,21 @@ class FlaskStream:
         multitask: Multitask = "refuse",
         cache: float | Literal["shared"] | None = None,
         version: str = "",
+        state: bool | Sequence[str] | Callable[[Any], Any] = False,
+        refusal: Callable[[], str | None] | None = None,
     ) -> None:
         """Let `chain` be asked as `name`: at `/stream_<name>`, and by `POST /runs`.
 
-        A chain is anything with LangChain's `stream`, or a function of one question that yields
-        text. `input` turns a question into the chain's own input where that is not plain from
-        its input schema. `on_lost="restart"` has another worker start a run anew when its own is
-        gone, up to `attempts` tries in all: only for chains that may be asked twice, since the
-        model is paid twice. `public=True` lets people ask who are not signed in, and with
-        `STREAM_ORIGINS=*` the pages of any site.
+        A chain is anything with LangChain's `stream`, a compiled LangGraph graph, or a function
+        of one question that yields text. `input` turns a question into the chain's own input
+        where that is not plain from its input schema.
+
+        `on_lost="restart"` has another worker start a run anew when its own is gone, up to
+        `attempts` tries in all: only for chains that may be asked twice, since the model is paid
+        twice. A graph with a checkpointer goes on from its last checkpoint instead.
+
+        `public=True` lets people ask who are not signed in, and with `STREAM_ORIGINS=*` the
+        pages of any site.
 
         `multitask` says what becomes of a question whose conversation has a live run: it is
         refused (409), waits (`queue`), or goes on after the live one is stopped, behind it
@@ -135,6 +158,10 @@ class FlaskStream:
         principals, for answers that are nobody's own. A chain that has changed says so with
         another `version`.
 
+        `state` is what clients may see of a graph's state after each step: nothing, all of it,
+        the keys that are named, or what a function makes of it. `refusal` is asked before each
+        run why the chain cannot answer at all, a sentence for people; None if it can.
+
         Raises ConfigError for a chain that cannot be asked.
         """
         if re.fullmatch(_NAME, name) is None:
@@ -143,13 +170,15 @@ class FlaskStream:
             raise ConfigError(f"chain {name!r}", "is there already")
         if on_lost not in ("fail", "restart") or attempts < 1:
             raise ConfigError(f"chain {name!r}", "has an on_lost or attempts that cannot be")
-        source = _source(name, chain, input)
+        source = _source(name, chain, input, state)
         if multitask not in MULTITASK:
             raise ConfigError(f"chain {name!r}", f"has a multitask of none of {MULTITASK}")
         shared = cache == "shared"
         seconds = DAY if shared else cache or 0.0
-        if isinstance(seconds, str) or seconds < 0:
+        if isinstance(seconds, str | bool) or not 0 <= seconds <= LONGEST:
             raise ConfigError(f"chain {name!r}", "has a cache that is no number of seconds")
+        if seconds and getattr(source, "durable", False):
+            raise ConfigError(f"chain {name!r}", "has a cache, and a state that it would miss")
         self._chains[name] = Chain(
             name,
             source,
@@ -159,7 +188,7 @@ class FlaskStream:
             cache=seconds,
             shared=shared,
             version=version,
-            refusal=getattr(chain, "refusal", None),
+            refusal=refusal,
         )
 
     def chain(self, name: str, **options: Any) -> Callable[[Function], Function]:
@@ -201,17 +230,35 @@ def open_store(url: str, folder: str) -> Store:
         return MemoryStore()
     raise ConfigError(
         "STREAM_STORE",
-        f"is {url!r}, and should be sqlite:///file, redis://host, rediss://host, unix://socket "
-        "or memory://",
+        "is no URL of a store, and should be sqlite:///file, redis://host, rediss://host, "
+        "unix://socket or memory://",
     )
 
 
-def _source(name: str, chain: Any, prepare: Callable[[Input], Any] | None) -> Source:
+def _source(
+    name: str,
+    chain: Any,
+    prepare: Callable[[Input], Any] | None,
+    state: bool | Sequence[str] | Callable[[Any], Any],
+) -> Source:
     if hasattr(chain, "stream"):
         try:
+            if _is_graph(chain):
+                # Imported when it is wanted: langgraph is an extra.
+                from .sources.langgraph import LangGraphSource
+
+                return LangGraphSource(chain, prepare, state=state)
             return LangChainSource(chain, prepare)
         except ValueError as error:
             raise ConfigError(f"chain {name!r}", f"cannot be asked: {error}") from error
     if callable(chain):
         return FunctionSource(chain)
     raise ConfigError(f"chain {name!r}", f"is {chain!r}, which has no stream and is no function")
+
+
+def _is_graph(chain: Any) -> bool:
+    """Whether it is a compiled LangGraph graph, found out without importing that."""
+    return any(
+        kind.__name__ == "Pregel" and kind.__module__.startswith("langgraph.")
+        for kind in type(chain).__mro__
+    )

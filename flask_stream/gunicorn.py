@@ -35,6 +35,8 @@ __all__ = [
     "timeout",
     "graceful_timeout",
     "keepalive",
+    "limit_request_line",
+    "forwarded_allow_ips",
     "logger_class",
     "access_log_format",
     "on_starting",
@@ -52,6 +54,10 @@ worker_connections = 10_000
 timeout = 60
 graceful_timeout = 30
 keepalive = 5
+# A question in a URL may be as long as gunicorn can read.
+limit_request_line = 8190
+# What proxies say is believed for STREAM_PROXIES alone.
+forwarded_allow_ips = ""
 logger_class = "flask_stream.gunicorn.JsonLogger"
 # For those who want an access log: no query, which has questions and tickets, and no Referer.
 access_log_format = "%(h)s %(m)s %(U)s %(s)s %(b)s %(M)s ms"
@@ -80,7 +86,7 @@ def on_starting(server: Arbiter) -> None:
     from flask import Flask
 
     from .chains.local import ModelUnavailable
-    from .chains.models import chosen, start_local
+    from .chains.models import chosen, fallback, start_local
     from .config import Settings
     from .errors import ConfigError
 
@@ -88,9 +94,13 @@ def on_starting(server: Arbiter) -> None:
     config.from_prefixed_env()
     try:
         settings = Settings.load(config, {})
-        provider, name = chosen(settings)
-        if provider == "local" and settings.local_url is None:
-            model = start_local(name, settings.cache)
+        names = [
+            name
+            for provider, name in (chosen(settings), fallback(settings) or ("", ""))
+            if provider == "local"
+        ]
+        if names and settings.local_url is None:
+            model = start_local(names[0], settings.cache)
             os.environ["FLASK_STREAM_LOCAL_URL"] = model.url
             os.environ["FLASK_STREAM_LOCAL_KEY"] = model.api_key
             _started.append(model)
@@ -124,6 +134,9 @@ def post_worker_init(worker: Worker) -> None:
 
 def _no_fault(record: logging.LogRecord) -> bool:
     """A client that was too slow for its write deadline is told in a line, without a trace."""
+    if str(record.msg).startswith("Invalid request from ip="):
+        # What follows is what the client has sent, a question perhaps.
+        record.msg = str(record.msg).partition("'")[0].rstrip(" :")
     if record.exc_info and isinstance(record.exc_info[1], TimeoutError):
         record.exc_info = None
         record.levelno, record.levelname = logging.INFO, "INFO"

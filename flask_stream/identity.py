@@ -29,13 +29,14 @@ COOKIE = "stream_session"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a request says that it is, until when (seconds since the epoch), and whether by itself.
+    """Who a request says that it is, and since and until when, in seconds since the epoch.
 
     `carried` is what a script put there, a token or a ticket; a cookie is sent by the browser
     whoever asks.
     """
 
     principal: str
+    issued: float | None = None
     expires: float | None = None
     carried: bool = False
 
@@ -74,7 +75,7 @@ class SessionAuth:
         if known is None:
             return None
         session, since = known
-        return Identity(f"session:{session}", expires=since + self._age)
+        return Identity(f"session:{session}", since, since + self._age)
 
     def welcome(self, request: Request, response: Response, anew: bool) -> None:
         known = None if anew else self._known(request)
@@ -135,9 +136,12 @@ class TokenAuth:
         if settings.jwt_jwks:
             if algorithm.startswith("HS"):
                 raise ConfigError(
-                    "STREAM_JWT_ALGORITHM", f"is {algorithm}: published keys sign not"
+                    "STREAM_JWT_ALGORITHM", f"is {algorithm}, and a published key is no secret"
                 )
-            self._jwks = jwt.PyJWKClient(settings.jwt_jwks, timeout=5)
+            try:
+                self._jwks = jwt.PyJWKClient(settings.jwt_jwks, timeout=5)
+            except jwt.PyJWTError as error:
+                raise ConfigError("STREAM_JWT_JWKS", "is no http or https URL") from error
         self._key = _usable(jwt, algorithm, settings.jwt_key)
 
     def identify(self, request: Request) -> Identity | None:
@@ -146,16 +150,24 @@ class TokenAuth:
             return None
         jwt = self._jwt
         try:
-            key = self._jwks.get_signing_key_from_jwt(token).key if self._jwks else self._key
-            claims = jwt.decode(token, key, **self._options)
+            claims = jwt.decode(token, self._key_of(token), **self._options)
+            who = _user(claims["sub"])
+            issued = claims.get("iat")
         except jwt.ExpiredSignatureError as error:
             raise Unauthorized("The token has expired.", field="Authorization") from error
-        except jwt.PyJWKClientConnectionError as error:
+        except (jwt.PyJWTError, ValueError) as error:
+            raise Unauthorized("The token is not valid.", field="Authorization") from error
+        return Identity(who, issued, float(claims["exp"]), carried=True)
+
+    def _key_of(self, token: str) -> Any:
+        if self._jwks is None:
+            return self._key
+        try:
+            self._jwks.get_jwk_set()
+        except (self._jwt.PyJWTError, ValueError, OSError) as error:
             logger.error("the keys of STREAM_JWT_JWKS cannot be had: %s", error)
             raise Unavailable("Tokens cannot be checked right now.", retry_after=5) from error
-        except jwt.PyJWTError as error:
-            raise Unauthorized("The token is not valid.", field="Authorization") from error
-        return Identity(f"user:{claims['sub']}", expires=float(claims["exp"]), carried=True)
+        return self._jwks.get_signing_key_from_jwt(token).key
 
     def welcome(self, request: Request, response: Response, anew: bool) -> None:
         """A token is had elsewhere."""
@@ -171,7 +183,10 @@ class CallbackAuth:
 
     def identify(self, request: Request) -> Identity | None:
         id = self._callback(request)
-        return None if id is None else Identity(f"user:{id}", carried=False)
+        # Known by what the app says at this moment, whatever was said before.
+        if id is None or id == "":
+            return None
+        return Identity(_user(id), issued=time.time())
 
     def welcome(self, request: Request, response: Response, anew: bool) -> None:
         """The app signs people in by itself."""
@@ -196,7 +211,15 @@ def site(request: Request, keys: Keys) -> Identity | None:
     name = keys.site(key)
     if name is None:
         raise Unauthorized("The API key is not known.", field="Authorization")
-    return Identity(f"site:{name}", carried=True)
+    return Identity(f"site:{name}", issued=time.time(), carried=True)
+
+
+def _user(id: str | int) -> str:
+    """The principal of a user's id. Raises ValueError for one that is empty."""
+    if id == "":
+        raise ValueError("a user's id is empty")
+    # Half of a surrogate pair is JSON, and no text.
+    return f"user:{id}".encode("utf-8", "replace").decode()
 
 
 def bearer(request: Request) -> str | None:

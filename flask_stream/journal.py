@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .errors import StoreError
+from .events import Event, encode
 from .log import Log, Trouble
 from .stores.base import Batch, Run, Store
 from .tail import PAGE, Reader, Tail
@@ -183,8 +184,12 @@ class Journal:
                 time.sleep(1.0)
 
     def _feed(self, run: str, tail: Tail) -> None:
+        before = tail.last
         while events := self.store.read(run, tail.last, PAGE):
             tail.extend(events)
+        if tail.last == before and self.store.get(run) is None:
+            # Its conversation was removed: nobody will end it any more.
+            tail.fail(Event(0, "end", encode({"status": "cancelled", "error": None})))
 
     # Life
 

@@ -11,6 +11,7 @@ import hmac
 import os
 import re
 import secrets
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
@@ -29,6 +30,12 @@ class Keys:
 
     def __init__(self, app: Flask, api_keys: str) -> None:
         self._app = app
+        fallbacks = app.config.get("SECRET_KEY_FALLBACKS") or []
+        if not isinstance(fallbacks, list | tuple):
+            raise ConfigError("SECRET_KEY_FALLBACKS", 'is no list, such as ["an old key"]')
+        for name, key in [("SECRET_KEY", app.secret_key or ""), *_named(fallbacks)]:
+            if not isinstance(key, str | bytes):
+                raise ConfigError(name, "is no text: quote it, if it is all digits")
         self._made: str | None = None
         self._sites = dict(_site(word) for word in api_keys.split())
 
@@ -85,12 +92,24 @@ def digest(key: str) -> str:
 _SIGNER = {"key_derivation": "hmac", "digest_method": sha256}
 
 
+def _named(fallbacks: Iterable[object]) -> list[tuple[str, object]]:
+    return [("SECRET_KEY_FALLBACKS", key) for key in fallbacks]
+
+
+def is_site(name: str) -> bool:
+    """Whether that can be the name of a site."""
+    return re.fullmatch(r"[a-z0-9_.-]{1,64}", name) is not None
+
+
 def _site(word: str) -> tuple[str, str]:
-    name, _, kept = word.partition(":")
-    if not re.fullmatch(r"[a-z0-9_.-]{1,64}", name) or not re.fullmatch("[0-9a-f]{64}", kept):
+    name, colon, kept = word.partition(":")
+    if not colon or word.startswith(API_KEY):
+        # It may well be a key, and is not repeated here.
+        raise ConfigError("STREAM_API_KEYS", "has a word that is not name:hash")
+    if not is_site(name) or not re.fullmatch("[0-9a-f]{64}", kept):
         raise ConfigError(
             "STREAM_API_KEYS",
-            f"has {name!r} with something that is no hash: `flask stream key {name}` makes both",
+            f"has {name!r} with something that is no hash: `flask stream key <name>` makes both",
         )
     return kept, name
 

@@ -72,12 +72,20 @@ class Live:
         self._keeper.start()
 
     def start(
-        self, chain: Chain, run: Run, owner: str, source: Source, key: str | None = None
+        self,
+        chain: Chain,
+        run: Run,
+        owner: str,
+        source: Source,
+        key: str | None = None,
+        *,
+        queued: bool = False,
     ) -> None:
         """Have a runner work on a run that this process owns, from the chain's beginning.
 
         `source` answers, in the chain's place perhaps. `key` is what others find the answer by;
-        it is unset when the run does not come to a good end.
+        it is unset when the run does not come to a good end. A `queued` run begins when those
+        before it in its conversation have ended.
         """
         runner: Runner
 
@@ -89,16 +97,18 @@ class Live:
 
         log = self.journal.open(run, owner, trouble)
         limits = self._times.limits
-        runner = Runner(log, source, lambda: self._input(chain, run), limits, ended)
+        runner = Runner(log, source, lambda: self._input(chain, run, queued), limits, ended)
         self._runners[run.id] = runner
         if run.seq == 0:
             log.append(("start", _started(run)))
-        else:
+        elif not getattr(source, "durable", False):
             log.append(("reset", encode({"attempt": run.attempt, "reason": Code.WORKER_LOST})))
         runner.start()
 
-    def _input(self, chain: Chain, run: Run) -> Input:
-        """What the chain is asked with. Waits for the run before, should that be live."""
+    def _input(self, chain: Chain, run: Run, queued: bool) -> Input:
+        """What the chain is asked with. Waits for the runs before, should they be live."""
+        while queued and (before := self._before(run)) is not None:
+            self._wait(before)
         parent = self._store.get(run.parent) if run.parent else None
         if parent is not None and parent.live:
             self._wait(parent)
@@ -111,6 +121,12 @@ class Live:
             thread=_thread(chain, run),
             resume=value["resume"] if value.keys() == {"resume"} else NOTHING,
         )
+
+    def _before(self, run: Run) -> Run | None:
+        """A live run of its conversation that was started before it."""
+        runs = self._store.runs(run.principal, run.conversation)
+        place = (run.created, run.id)
+        return next((one for one in runs if one.live and (one.created, one.id) < place), None)
 
     def _wait(self, run: Run) -> None:
         reader = self.journal.read(run, run.seq)
@@ -128,7 +144,7 @@ class Live:
             chain = self._chains.get(run.chain)
             if chain is not None and run.attempt <= chain.attempts and not self.draining:
                 logger.info("run %s: attempt %d of %d", run.id, run.attempt, chain.attempts)
-                self.start(chain, run, owner, chain.source)
+                self.start(chain, run, owner, chain.source, queued=True)
                 continue
             log = self.journal.open(run, owner, lambda trouble: None)
             if run.seq == 0:
@@ -142,12 +158,16 @@ class Live:
     def _ended(self, run: Run, runner: Runner, key: str | None) -> None:
         # Not before its end is stored: until then the lease has to be renewed.
         runner.log.settled.wait()
+        tokens = runner.tokens
+        if tokens is None:
+            # Broken off before it was told: about a token an event, and one for four characters.
+            tokens = runner.log.committed + len(run.input) // 4
         try:
             if key is not None and runner.status != "done":
                 self._store.disclaim(key, run.id)
-            self._spent(run.principal, runner.tokens)
+            self._spent(run.principal, tokens)
         except StoreError as error:
-            logger.error("store: %s: %d tokens are not counted", error, runner.tokens)
+            logger.error("store: %s: %d tokens are not counted", error, tokens)
         if self._runners.pop(run.id, None) is runner:
             self.journal.release(runner.log)
 

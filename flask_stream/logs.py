@@ -15,6 +15,8 @@ from typing import Any
 
 #: Where a line written by others shows a request: what follows the path is left out.
 _QUERY = re.compile(r"(?<=[^\s\"?])\?[^\s\"]*")
+#: How werkzeug shows a request that it could not read, and the query of one that it could.
+_WERKZEUG = re.compile(r"\?.*?(?=\"? HTTP/\d\.\d\" |$)| \('.*", re.DOTALL)
 _RUN = "run %s"
 
 
@@ -49,7 +51,7 @@ class JsonFormatter(logging.Formatter):
         message = str(record.msg)
         if args:
             message = message % args
-        return _QUERY.sub("", message)
+        return (_WERKZEUG if record.name == "werkzeug" else _QUERY).sub("", message)
 
 
 def set_up() -> None:

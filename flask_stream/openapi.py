@@ -40,6 +40,7 @@ def description(settings: Settings, chains: list[str], root: str) -> dict[str, A
             "Conversations": CONVERSATIONS,
             "Ticket": TICKET,
             "Problem": PROBLEM,
+            "Event": _EVENT,
         },
     }
     return {
@@ -62,7 +63,12 @@ def _paths(settings: Settings, chains: list[str]) -> dict[str, Any]:
         _parameter("header", "Last-Event-ID", CURSOR),
         _parameter("query", "after", CURSOR),
     ]
-    asked: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": settings.max_question}
+    asked: dict[str, Any] = {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": settings.max_question,
+        "pattern": r"\S",
+    }
     start = _schema(Start)
     start["properties"]["chain"]["enum"] = chains
     start["properties"]["input"] = {
@@ -76,6 +82,7 @@ def _paths(settings: Settings, chains: list[str]) -> dict[str, Any]:
             },
         ]
     }
+    start["oneOf"] = [{"required": ["input"]}, {"required": ["resume"]}]
     ask = _schema(Ask)
     ask["properties"]["question"] = asked
     ask["properties"]["format"] = FORMAT
@@ -197,6 +204,9 @@ def _operation(
 ) -> dict[str, Any]:
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     refused = {str(e): {"description": ERRORS[e], "content": problem} for e in (*errors, 405)}
+    if any(parameter["in"] == "query" for parameter in parameters or []):
+        # From the server, in its own words.
+        refused["414"] = {"description": "The address is too long: send a long question in a body."}
     operation: dict[str, Any] = {
         "operationId": id,
         "summary": summary,
@@ -231,10 +241,19 @@ _OBJECT = {
     "description": "An object.",
     "content": {"application/json": {"schema": {"type": "object"}}},
 }
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "id": {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}:[1-9][0-9]{0,15}$"},
+        "event": {"type": "string", "pattern": "^[a-z_]+$"},
+        "data": {"type": "string", "description": "JSON, or with `format=text` text."},
+    },
+}
 _EVENTS: dict[int, dict[str, Any]] = {
     200: {
-        "description": "Events, each with an id `<run>:<seq>`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "description": "Server-sent events, of which the schema is that of each.",
+        "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Event"}}},
     },
     204: {"description": "All was read: do not come back."},
 }

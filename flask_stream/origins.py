@@ -17,6 +17,8 @@ from .errors import ConfigError, Forbidden
 
 #: As a browser writes it, or it would never match: in lower case, and nothing after it.
 _ORIGIN = re.compile(r"https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+#: How browsers say that they fetch something that nobody has asked for yet.
+_AHEAD = ("Sec-Purpose", "Purpose", "X-Moz", "X-Purpose")
 _REFUSED = "This site's pages may not ask here. See STREAM_ORIGINS."
 
 
@@ -53,6 +55,16 @@ class Origins:
         if not own:
             raise Forbidden(_REFUSED)
 
+    def check_handshake(self, request: Request, *, public: bool = False) -> None:
+        """Raise Forbidden for a WebSocket that a page wants to open which may not.
+
+        A browser sends cookies and the `Origin` with it, and says nothing else of where it is from.
+        """
+        origin = request.headers.get("Origin")
+        own = origin is None or origin == request.host_url.rstrip("/")
+        if not own and origin not in self.listed and not (public and self.any):
+            raise Forbidden(_REFUSED)
+
     def check_script(self, request: Request) -> None:
         """Raise Forbidden for a GET that is not a script's own `fetch` or `EventSource`.
 
@@ -60,16 +72,12 @@ class Origins:
         and whoever gets a person to make one would be asking in that person's name.
         """
         headers = request.headers
-        if "Sec-Fetch-Dest" in headers or "Sec-Fetch-Mode" in headers:
-            own = (
-                headers.get("Sec-Fetch-Dest") == "empty"
-                and headers.get("Sec-Fetch-Mode") in ("cors", "same-origin")
-                # A prefetch has no destination, either.
-                and "Sec-Purpose" not in headers
-                and "Purpose" not in headers
-            )
-        else:
+        kind, mode = headers.get("Sec-Fetch-Dest"), headers.get("Sec-Fetch-Mode")
+        own = kind in (None, "empty") and mode in (None, "cors", "same-origin")
+        if own and (kind is None or mode is None):
             own = any(kind == "text/event-stream" for kind, _ in request.accept_mimetypes)
+        # A prefetch has no destination, either.
+        own = own and not any(name in headers for name in _AHEAD)
         if not own:
             raise Forbidden(
                 "A GET starts a run only for a script's own fetch or EventSource, or with "
@@ -81,7 +89,8 @@ class Origins:
         if self.any or self.listed:
             CORS(
                 blueprint,
-                origins="*" if self.any else sorted(self.listed),
+                # Not as texts: some of those would be taken for patterns, and none to the letter.
+                origins="*" if self.any else [_exactly(one) for one in sorted(self.listed)],
                 # A wildcard goes without cookies, always.
                 supports_credentials=not self.any,
                 send_wildcard=self.any,
@@ -90,10 +99,15 @@ class Origins:
                 allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
                 expose_headers=["Location", "Retry-After"],
             )
-        blueprint.after_request(_vary)
+        blueprint.after_request(vary)
 
 
-def _vary(response: Response) -> Response:
+def _exactly(origin: str) -> re.Pattern[str]:
+    # flask-cors asks without regard to case, where origins have none but small letters.
+    return re.compile(f"(?-i:{re.escape(origin)})\\Z")
+
+
+def vary(response: Response) -> Response:
     # Also where no origin is listed: a cache must not carry an answer over to the day when one is.
     response.vary.add("Origin")
     return response

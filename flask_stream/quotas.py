@@ -1,27 +1,24 @@
 """How much: starts and tokens over time, and what may be open at once.
 
-Starts are counted by Flask-Limiter's engine, in Redis or Valkey where the store is there, else
-in each worker. Open streams are counted in each worker, since each has its own room. Live runs
-are counted by the store itself, as it creates them.
+Starts are counted by `limits`, the engine of Flask-Limiter, in Redis or Valkey where the store is
+there, else in each worker. (Flask-Limiter itself counts requests; over a WebSocket one request
+starts many runs, and an app may have a Flask-Limiter of its own.) Open streams are counted in each
+worker, since each has its own room. Live runs are counted by the store itself, as it creates them.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
-
-from flask import Flask
+from typing import Any
 
 from .config import Settings
 from .errors import ConfigError, StoreError, TooMany, Unavailable
 from .rights import anyones
 from .stores.base import Store
-
-if TYPE_CHECKING:
-    from flask_limiter import Limiter
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +30,10 @@ SPARE = 100
 class Quotas:
     """The limits of one app. Raises ConfigError for one that cannot be kept."""
 
-    def __init__(self, app: Flask, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._store = store
-        self._starts = _Starts(app, settings)
+        self._starts = _Starts(settings)
         self._worker = settings.max_streams_per_worker
         self._open: Counter[str] = Counter()
         self._seats = 0
@@ -116,20 +113,21 @@ class Seat:
 class _Starts:
     """Starts per principal and per address."""
 
-    def __init__(self, app: Flask, settings: Settings) -> None:
-        self._limiter: Limiter | None = None
+    def __init__(self, settings: Settings) -> None:
+        self._engine: Any = None
+        self._limits: dict[str, list[Any]] = {}
         wanted = {"start_limit": settings.start_limit, "address_limit": settings.address_limit}
         if not any(wanted.values()):
             return
         setting = next(f"STREAM_{name.upper()}" for name, value in wanted.items() if value)
         try:
-            from flask_limiter import Limiter
             from limits import parse_many
+            from limits.storage import storage_from_string
+            from limits.strategies import MovingWindowRateLimiter
         except ImportError as missing:
             raise ConfigError(
                 setting, "needs: pip install 'flask-llm-stream[limits]'; '' sets no limit"
             ) from missing
-        self._limits: dict[str, list[Any]] = {}
         for name, value in wanted.items():
             try:
                 self._limits[name] = parse_many(value) if value else []
@@ -137,30 +135,25 @@ class _Starts:
                 raise ConfigError(
                     f"STREAM_{name.upper()}", f"is {value!r}, and should be such as '30/minute'"
                 ) from error
-        # Starts are hit by hand, below: over a WebSocket one request starts many runs.
-        self._limiter = Limiter(
-            key_func=lambda: "",
-            strategy="moving-window",
-            storage_uri=_storage(settings.store),
-            key_prefix="flask_stream",
-        )
-        self._limiter.init_app(app)
+        storage: Any = storage_from_string(_storage(settings.store))
+        self._engine = MovingWindowRateLimiter(storage)
 
     def hit(self, principal: str, address: str) -> None:
-        if self._limiter is None:
+        if self._engine is None:
             return
-        engine = self._limiter.limiter
-        hits = [(item, "address", address) for item in self._limits["address_limit"]]
+        hits = [(item, "flask_stream", address) for item in self._limits["address_limit"]]
         if not anyones(principal):
-            hits += [(item, "principal", principal) for item in self._limits["start_limit"]]
+            # First: what one person may not does not count for the neighbours.
+            own = self._limits["start_limit"]
+            hits = [*((item, "flask_stream", principal) for item in own), *hits]
         try:
             for item, *key in hits:
-                if not engine.hit(item, *key):
-                    reset = engine.get_window_stats(item, *key).reset_time
-                    wait = max(1, round(reset - time.time()))
-                    logger.info("too many starts: %s, %s", " ".join(key), item)
+                if not self._engine.hit(item, *key):
+                    reset = self._engine.get_window_stats(item, *key).reset_time
+                    logger.info("too many starts: %s, %s", key[1], item)
+                    wait = max(1, math.ceil(reset - time.time()))
                     raise TooMany("You ask too often.", retry_after=wait)
-        except (TooMany, ConfigError):
+        except TooMany:
             raise
         except Exception as error:  # whatever the storage's client raises
             logger.error("starts cannot be counted: %s", error)

@@ -6,7 +6,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -45,6 +45,22 @@ class Ask(BaseModel):
 
 
 Body = TypeVar("Body", bound=BaseModel)
+
+
+class Message(BaseModel):
+    """What a WebSocket's or Socket.IO's client asks with: one of the texts, or `resume`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    question: str | None = None
+    message: str | None = None
+    input: str | dict[str, Any] | None = None
+    resume: Any = None
+    run: str | None = None
+    conversation: str | None = None
+    session_id: str | None = Field(None, min_length=1, max_length=200)
+    parent: str | None = None
+    multitask: str | None = None
 
 
 class MakeTicket(BaseModel):
@@ -86,8 +102,10 @@ def json_body(most: int, patience: float) -> dict[str, Any]:
     raw = _read(most + 1, patience)
     if len(raw) > most:
         raise TooLarge(f"The body has more than {most} bytes.", field="body")
+    if request.content_length is not None and len(raw) < request.content_length:
+        raise BadRequest("The body is not whole.", field="body")
     try:
-        body = json.loads(raw, parse_constant=_no_constant)
+        body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise BadRequest("The body is not JSON.", field="body") from None
     if not isinstance(body, dict):
@@ -148,27 +166,47 @@ def fields(model: type[Body], values: Mapping[str, Any]) -> Body:
 
 
 def asked(value: str | dict[str, Any], most: int, field: str = "input") -> dict[str, Any]:
-    """A run's input, its question checked: text of at most so many characters.
+    """A run's input: a question, of at most so many characters, or an object of the chain's own.
 
-    Raises BadRequest, which names `field`.
+    Whether the chain takes such an object is not looked at here. Raises BadRequest, which names
+    `field`.
     """
+    if isinstance(value, dict) and value.keys() == {"question"}:
+        value, field = value["question"], "input"
     if isinstance(value, dict):
-        extra = value.keys() - {"question"}
-        if extra:
-            raise BadRequest(f"{min(extra)} is not a field of input.", field="input")
-        value = value.get("question", "")
-        field = "input"
+        if not value:
+            raise BadRequest("The input is empty.", field=field)
+        _check_text(value, field)
+        return value
     if not isinstance(value, str):
         raise BadRequest("The question is not text.", field=field)
     if not value.strip():
         raise BadRequest("The question is empty.", field=field)
     if len(value) > most:
         raise BadRequest(f"The question has more than {most} characters.", field=field)
-    if "\0" in value:
-        raise BadRequest("The question has a NUL character.", field=field)
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise BadRequest("The question has half of a surrogate pair.", field=field)
+    _check_text(value, field)
     return {"question": value}
+
+
+def _check_text(value: Any, field: str) -> None:
+    """Raise BadRequest for characters that are no text, wherever they are in a JSON value."""
+    for text in _texts(value):
+        if "\0" in text:
+            raise BadRequest("The text has a NUL character.", field=field)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise BadRequest("The text has half of a surrogate pair.", field=field)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield name
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def cursor(run: str | None) -> Cursor | None:

@@ -81,6 +81,7 @@ class Runner:
         self._stop: Stop | None = None
         self._pumping = True
         self._used = 0
+        self._asks = False
         self._lock = threading.Lock()
         self._task: tasks.Task | None = None
 
@@ -95,13 +96,9 @@ class Runner:
             status, code = self._ask()
         except tasks.Interrupted:
             status, code = self._stopped()
-        while True:
-            try:
-                self._finish(status, code)
-                return
-            except tasks.Interrupted:
-                # Sent while the chain was pumped, delivered only now: it has ended already.
-                continue
+        # A Stop that comes only now is too late: the chain has ended already.
+        with tasks.shield():
+            self._finish(status, code)
 
     def _ask(self) -> tuple[str, Code | None]:
         try:
@@ -110,7 +107,8 @@ class Runner:
                 self._asked = self._began = time.monotonic()
                 if self._stop is None:
                     self._pump(input)
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            # A chain that wants to exit ends its run: under gevent it would end the worker.
             if self._stop is not None:
                 return self._stopped()
             code = code_of(error)
@@ -118,7 +116,15 @@ class Runner:
             return "failed", code
         finally:
             self._pumping = False
-        return self._stopped() if self._stop is not None else ("done", None)
+        if self._stop is not None:
+            return self._stopped()
+        return "interrupted" if self._asks else "done", None
+
+    def _note(self, type: str, data: str) -> None:
+        if type == "usage":
+            self._used += json.loads(data)["total_tokens"]
+        elif type == "interrupt":
+            self._asks = True
 
     def _pump(self, input: Input) -> None:
         append, log, clock = self.log.append, self.log, time.monotonic
@@ -127,10 +133,11 @@ class Runner:
         with closing(self._source.stream(input)) as said:
             for what in said:
                 append(what)
-                if what[0] == "usage":
-                    self._used += json.loads(what[1])["total_tokens"]
+                if what[0] != "chunk":
+                    self._note(*what)
                 self._heard = now = clock()
                 if self._stop is not None:
+                    tasks.scope().notice()
                     return
                 if now > give_way:
                     tasks.give_way()
@@ -154,12 +161,9 @@ class Runner:
     # From outside
 
     @property
-    def tokens(self) -> int:
-        """What the run has cost so far.
-
-        Where the model was stopped before it told, every event counts as a token.
-        """
-        return self._used or (self.log.committed if self._stop is not None else 0)
+    def tokens(self) -> int | None:
+        """What the run has cost, as its models have told; None if none has come to tell."""
+        return self._used or (0 if self.status == "done" else None)
 
     def stop(self, why: Stop) -> None:
         """End the run, wherever its chain is. A run that has ended, or is ending, ends as it was.

@@ -9,7 +9,7 @@ from flask import Response, current_app, request, url_for
 
 from .access import Visitor
 from .dialects.base import Dialect
-from .errors import BadRequest, Forbidden, RequestError, Unauthorized
+from .errors import BadRequest, Forbidden, NotFound, Unauthorized
 from .events import Cursor
 from .permits import Permit
 from .requests import json_body
@@ -46,8 +46,19 @@ def visitor_of(run: str | None = None) -> Visitor:
     return visitor
 
 
+def owner() -> str:
+    """Whose conversations this is about. Raises NotFound for who has only a ticket."""
+    visitor = visitor_of()
+    if visitor.ticket is not None:
+        raise NotFound("There is no such conversation.", field="conversation")
+    return visitor.principal
+
+
 def start_for(visitor: Visitor, asked: Asked) -> tuple[Run, bool]:
-    """Start what a visitor asks for, or find the run that is there."""
+    """Start what a visitor asks for, or find the run that is there.
+
+    Whether this request may start anything is not looked at here.
+    """
     access, opened = service().access, visitor.ticket
     if opened is not None:
         # What a ticket says stands, and what a page says beside it does not count.
@@ -61,8 +72,6 @@ def start_for(visitor: Visitor, asked: Asked) -> tuple[Run, bool]:
             conversation=ticket.conversation,
             parent=ticket.parent or NEWEST,
         )
-    public = runs().starts.chain(asked.chain).public
-    access.check_start(request, visitor, public=public)
 
     def admit() -> None:
         if opened is not None and not opened.fresh:
@@ -72,6 +81,12 @@ def start_for(visitor: Visitor, asked: Asked) -> tuple[Run, bool]:
     who = visitor.principal
     most = access.quotas.most(who)
     return runs().starts.start(replace(asked, who=who, most=most, admit=admit))
+
+
+def check_start(visitor: Visitor, chain: str) -> None:
+    """Raise what forbids that this request starts a run of the chain."""
+    public = runs().starts.chain(chain).public
+    service().access.check_start(request, visitor, public=public)
 
 
 def welcomed(visitor: Visitor, response: Response) -> Response:
@@ -92,21 +107,29 @@ def dialect_of(name: str | None) -> Dialect:
     return dialect
 
 
-def stream(visitor: Visitor, place: Cursor, format: str | None) -> Response:
-    """A run's log from a place on, and what is still to come; 204 where nothing is."""
-    dialect = dialect_of(format)
-    reader = runs().read(place, visitor.principal)
-    if reader is None:
-        # The one answer that tells a browser not to come back.
-        done = Response(status=204)
-        del done.headers["Content-Type"]
-        return done
+def permit_for(visitor: Visitor) -> Permit:
+    """A place for one more stream. Raises TooMany, or Unavailable. It has to be left."""
+    return Permit(service().access, request, visitor, service().settings.recheck)
+
+
+def stream(visitor: Visitor, place: Cursor, format: str | None, permit: Permit) -> Response:
+    """A run's log from a place on, and what is still to come; 204 where nothing is.
+
+    Leaves the permit, whatever happens.
+    """
     try:
-        permit = Permit(service().access, request, visitor, service().settings.recheck)
-    except RequestError:
-        reader.close()
+        dialect = dialect_of(format)
+        reader = runs().read(place, visitor.principal)
+        if reader is not None:
+            return service().sse.respond(reader, dialect, permit)
+    except BaseException:
+        permit.leave()
         raise
-    return service().sse.respond(reader, dialect, permit)
+    permit.leave()
+    # The one answer that tells a browser not to come back.
+    done = Response(status=204)
+    del done.headers["Content-Type"]
+    return done
 
 
 def described(run: Run) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from .keeper import Times
 from .live import Chain, Live
 from .rights import anyones, check, may
 from .sources.base import Source, Turn
-from .stores.base import Busy, Full, Run, Store, Terms
+from .stores.base import RUNNING, Busy, Full, Run, Store, Terms
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ Multitask = Literal["refuse", "queue", "interrupt", "replace"]
 NEWEST = "newest"
 #: Seconds that a live run may take to make room for the next.
 _ROOM = 10.0
+#: Seconds that the same run, asked for twice at once, waits for the first to be there.
+_TWICE = 10.0
 
 
 def nothing() -> None:
@@ -98,6 +101,8 @@ class Starts:
         """
         chain = self.chain(asked.chain)
         _check_id("run", asked.run)
+        if not asked.resumes:
+            chain.source.check(asked.value)
         multitask = asked.multitask or chain.multitask
         if multitask not in MULTITASK:
             raise BadRequest(f"multitask is one of {', '.join(MULTITASK)}.", field="multitask")
@@ -107,61 +112,100 @@ class Starts:
         if refusal is not None:
             raise Unavailable(refusal, field="chain")
         try:
-            there = self._store.get(asked.run) if asked.run else None
+            there, claim = self._found(asked.run) if asked.run else (None, "")
             if there is not None:
                 return _same(there, asked.chain, encode(asked.value), asked.who), False
-            conversation, parent = self._place(asked.who, asked.conversation, asked.parent)
-            if asked.resumes and (parent is None or parent.status != "interrupted"):
-                raise Conflict("This run has not asked for an answer.", field="resume")
-            asked.admit()
-            run = Run(
-                id=asked.run or new_id(),
-                chain=asked.chain,
-                conversation=conversation or new_id(),
-                parent=parent.id if parent else None,
-                principal=asked.who,
-                input=encode(asked.value),
-                created=time.time(),
-            )
-            return self._start(chain, run, asked, multitask)
+            try:
+                return self._admitted(chain, asked, multitask)
+            except BaseException:
+                if asked.run:
+                    self._store.disclaim(_claimed(asked.run), claim)
+                raise
         except Full:
             raise TooMany("You have too many answers under way.", retry_after=5) from None
         except StoreError as error:
             logger.error("store: %s: no run can be started", error)
             raise Unavailable("Answers cannot be stored right now.", retry_after=2) from error
 
+    def _found(self, id: str) -> tuple[Run | None, str]:
+        """The run of that id; or None and a claim, for the one caller who is to start it.
+
+        A double click sends the same run twice at once: it is admitted, and counted, once.
+        """
+        until = time.monotonic() + _TWICE
+        while (there := self._store.get(id)) is None:
+            mine = new_id()
+            if self._store.claim(_claimed(id), mine, _TWICE) == mine:
+                return self._store.get(id), mine
+            if time.monotonic() > until:
+                raise Unavailable("This question is being taken.", field="run", retry_after=1)
+            time.sleep(0.02)
+        return there, ""
+
+    def _admitted(self, chain: Chain, asked: Asked, multitask: str) -> tuple[Run, bool]:
+        conversation, parent = self._place(asked.who, asked.conversation, asked.parent)
+        if asked.resumes and (parent is None or parent.status != "interrupted"):
+            raise Conflict("This run has not asked for an answer.", field="resume")
+        asked.admit()
+        run = Run(
+            id=asked.run or new_id(),
+            chain=asked.chain,
+            conversation=conversation or new_id(),
+            parent=parent.id if parent else None,
+            principal=asked.who,
+            input=encode(asked.value),
+            created=_after(parent),
+        )
+        return self._start(chain, run, asked, multitask)
+
     def _start(self, chain: Chain, run: Run, asked: Asked, multitask: str) -> tuple[Run, bool]:
         self._live.begin()
         owner = new_id()
-        terms = Terms(most=asked.most, alone=multitask != "queue", title=title(asked.value))
+        terms = Terms(most=asked.most, alone=True, title=title(asked.value))
         while True:
             try:
                 there = self._store.create(run, owner, self._times.hold, terms)
                 break
-            except Busy as busy:
-                run = self._make_room(run, busy.run, multitask)
+            except Busy:
+                if multitask == "queue":
+                    # After those that it waits for, though they were quicker only just now.
+                    ahead = self._store.runs(run.principal, run.conversation)
+                    created = max(run.created, _after(ahead[-1] if ahead else None))
+                    run = dataclasses.replace(run, created=created)
+                    terms = terms._replace(alone=False)
+                else:
+                    run = self._make_room(run, multitask)
         if there is not None:
             return _same(there, run.chain, run.input, run.principal), False
         logger.info("run %s: started, chain %s", run.id, run.chain)
-        key, source = self._source(chain, run)
-        self._live.start(chain, run, owner, source, key)
+        try:
+            key, source = self._source(chain, run)
+        except StoreError as error:
+            # The run is there: it is answered, if not from what was said before.
+            logger.warning("store: %s: run %s asks for itself", error, run.id)
+            key, source = None, chain.source
+        self._live.start(chain, run, owner, source, key, queued=not terms.alone)
         return run, True
 
-    def _make_room(self, run: Run, busy: str, multitask: str) -> Run:
-        """End the live run of this conversation, if that is how it goes on; the run to start."""
+    def _make_room(self, run: Run, multitask: str) -> Run:
+        """End what is live in this conversation, if that is how it goes on; the run to start."""
         if multitask == "refuse":
             raise Conflict(
                 "The answer before is still under way in this conversation.", field="conversation"
             )
-        logger.info("run %s: %ss run %s", run.id, multitask, busy)
-        ended = self._cancel(busy, _ROOM)
-        if multitask == "replace" and run.parent == busy:
-            return dataclasses.replace(run, parent=ended.parent)
+        # The last one first: none that waits for another is to begin when that ends.
+        for busy in reversed(self._store.runs(run.principal, run.conversation)):
+            if not busy.live:
+                continue
+            logger.info("run %s: %ss run %s", run.id, multitask, busy.id)
+            self._cancel(busy.id, _ROOM)
+            if multitask == "replace" and run.parent == busy.id:
+                run = dataclasses.replace(run, parent=busy.parent)
         return run
 
     def _source(self, chain: Chain, run: Run) -> tuple[str | None, Source]:
         """What answers this run, and the key under which others find it: an earlier run, maybe."""
-        if not chain.cache:
+        if not chain.cache or not self._keeps(chain, run):
             return None, chain.source
         who = "" if chain.shared else run.principal
         earlier: Sequence[Turn] = turns(self._store, run.parent)
@@ -177,6 +221,14 @@ class Starts:
                     lambda run: self._live.journal.read(run, 0), there, chain.source
                 )
             self._store.disclaim(key, holder)
+
+    def _keeps(self, chain: Chain, run: Run) -> bool:
+        """Whether this run's answer is one that may be read again."""
+        if not chain.shared and anyones(run.principal):
+            return False  # nobody knows whether it is the same one who asks again
+        parent = self._store.get(run.parent) if run.parent else None
+        # What it follows is not known before that has ended; an answer to that is for it alone.
+        return parent is None or parent.status not in (RUNNING, "interrupted")
 
     def place(self, who: str, conversation: str | None, parent: str | None) -> None:
         """Raise what `start` would raise for this place."""
@@ -213,6 +265,16 @@ def _same(there: Run, chain: str, input: str, who: str) -> Run:
     if (there.chain, there.input) != (chain, input):
         raise Conflict("This run id belongs to another question.", field="run")
     return there
+
+
+def _after(run: Run | None) -> float:
+    """Now, or just after that run: workers' clocks differ, and what comes next is later."""
+    now = time.time()
+    return now if run is None else max(now, math.nextafter(run.created, math.inf))
+
+
+def _claimed(run: str) -> str:
+    return f"start:{run}"
 
 
 def _check_id(field: str, text: str | None) -> None:

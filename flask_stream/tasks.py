@@ -3,22 +3,35 @@
 Everything else uses `threading`, which gunicorn's gevent worker turns into greenlets. What
 `threading` cannot say is "stop, wherever you are": a thread that waits for a socket cannot be
 interrupted, a greenlet can.
+
+What a task does it may have done by others: LangChain and LangGraph run parallel branches on
+executors, in a copy of the caller's context. So a task is known by a context variable, and
+whoever goes on in its context is interrupted with it.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from gevent import monkey
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two looks for those who go on in an interrupted task's context: the first
+#: pause, twice as long each time, and the longest.
+LOOK, LONGEST_LOOK = 0.005, 1.0
+#: Seconds that somebody who was interrupted has for leaving before it is interrupted again.
+LEAVE = 2.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,12 +51,55 @@ class Task(Protocol):
         """Wait up to `timeout` seconds for the task to end; whether it has."""
 
 
+class Scope:
+    """What goes on for one task, in all its greenlets and threads."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self.noticed = -LEAVE
+
+    def notice(self) -> None:
+        """The task leaves by itself: it is not interrupted before it has had time for that."""
+        self.noticed = time.monotonic()
+
+    def check(self) -> None:
+        """Raise `Interrupted` if the task was: for places where something new would begin."""
+        if self.interrupted:
+            raise Interrupted
+
+
+_scope: ContextVar[Scope | None] = ContextVar("scope", default=None)
+_shielded: ContextVar[bool] = ContextVar("shielded", default=False)
+
+
+def scope() -> Scope:
+    """That of the task for which this is done; outside of any task, one that has no end."""
+    return _scope.get() or Scope()
+
+
+@contextmanager
+def shield() -> Iterator[None]:
+    """Not to be interrupted within, but after it: for what must not be left half done."""
+    token = _shielded.set(True)
+    try:
+        yield
+    finally:
+        _shielded.reset(token)
+
+
 class _ThreadTask:
     def __init__(self, target: Callable[[], None], name: str) -> None:
-        self._thread = threading.Thread(target=target, name=name, daemon=True)
+        self._scope = Scope()
+        self._target = target
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    def _run(self) -> None:
+        _scope.set(self._scope)
+        self._target()
+
     def interrupt(self) -> bool:
+        self._scope.interrupted = True
         return False
 
     def join(self, timeout: float | None = None) -> bool:
@@ -56,6 +112,7 @@ class _GreenletTask:
         import gevent
 
         self._begun = False
+        self._scope = Scope()
         self._target = target
         self._greenlet: Any = gevent.Greenlet(self._run)
         self._greenlet.name = name
@@ -63,14 +120,46 @@ class _GreenletTask:
 
     def _run(self) -> None:
         self._begun = True
+        _scope.set(self._scope)
         self._target()
 
     def interrupt(self) -> bool:
-        # A greenlet that is killed before its first step never runs at all, and so could not
-        # even say that it was stopped: it finds out by itself instead.
-        if self._begun:
-            self._greenlet.kill(Interrupted, block=False)
+        # A greenlet that is killed before its first step never runs at all, and could not even
+        # say that it was stopped: it finds out by itself instead.
+        if self._begun and not self._scope.interrupted:
+            import gevent
+
+            gevent.spawn(self._interrupt_all)
+        self._scope.interrupted = True
         return True
+
+    def _interrupt_all(self) -> None:
+        """Interrupt the task, and those whom it waits for while it leaves, until it has left."""
+        import gevent
+
+        told: dict[Any, float] = {}
+        loop = gevent.get_hub().loop
+        loop.run_callback(self._tell, [self._greenlet], told)
+        pause = LOOK
+        while not self.join(pause):
+            # Nobody else knows those of executors. Not isinstance: it would load lazy objects.
+            found = [one for one in gc.get_objects() if issubclass(type(one), gevent.Greenlet)]
+            loop.run_callback(self._tell, found, told)
+            pause = min(pause * 2, LONGEST_LOOK)
+
+    def _tell(self, greenlets: Iterable[Any], told: dict[Any, float]) -> None:
+        # In the hub, so nobody moves between the look and the throw. A worker of an executor has
+        # the task's context only as long as it works for the task.
+        now = time.monotonic()
+        told.setdefault(self._greenlet, self._scope.noticed)
+        for one in greenlets:
+            with suppress(ValueError):  # it runs in a thread of its own
+                context = one.gr_context or {}
+                if one.dead or context.get(_scope) is not self._scope or context.get(_shielded):
+                    continue
+                if now - told.get(one, -LEAVE) >= LEAVE:
+                    told[one] = now
+                    one.throw(Interrupted)
 
     def join(self, timeout: float | None = None) -> bool:
         self._greenlet.join(timeout)

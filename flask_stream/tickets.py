@@ -33,6 +33,7 @@ class Opened:
 
     ticket: Ticket
     fresh: bool
+    issued: float
     expires: float
 
 
@@ -47,7 +48,7 @@ class Tickets:
     def issue(self, ticket: Ticket) -> tuple[str, float]:
         """The ticket as text, fit for a URL, and until when it may start its run."""
         said = {name: value for name, value in asdict(ticket).items() if value is not None}
-        return str(self._keys.serializer("ticket").dumps(said)), time.time() + self._age
+        return str(self._keys.serializer("ticket").dumps(said)), int(time.time()) + self._age
 
     def open(self, text: str) -> Opened:
         """What the ticket says. Raises Unauthorized for one that is not genuine, or too old."""
@@ -59,6 +60,6 @@ class Tickets:
             raise Unauthorized("The ticket has expired.", field="ticket") from error
         except BadSignature as error:
             raise Unauthorized("The ticket is not genuine.", field="ticket") from error
-        age = time.time() - issued.timestamp()
-        expires = issued.timestamp() + self._age + self._reach
-        return Opened(Ticket(**said), fresh=age <= self._age, expires=expires)
+        since = issued.timestamp()
+        until = since + self._age
+        return Opened(Ticket(**said), time.time() < until, since, until + self._reach)

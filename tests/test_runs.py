@@ -355,6 +355,9 @@ def test_a_chain_may_outrun_the_store_only_so_far(store: MoodyStore) -> None:
     said = 0
 
     class Fast:
+        def check(self, value: dict[str, Any]) -> None:
+            assert value == QUESTION
+
         def stream(self, input: Input) -> Generator[Said, None, None]:
             nonlocal said
             store.away = True

@@ -7,15 +7,26 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from langchain_core.language_models import GenericFakeChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.callbacks import dispatch_custom_event
+from langchain_core.documents import Document
+from langchain_core.language_models import FakeMessagesListChatModel, GenericFakeChatModel
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    ChatMessage,
+    HumanMessage,
+    ToolCallChunk,
+    ToolMessage,
+)
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
-from langchain_core.runnables import RunnableGenerator
+from langchain_core.runnables import RunnableGenerator, RunnableLambda
 from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
 
-from flask_stream.errors import Code, Fault
+from flask_stream.errors import BadRequest, Code, Fault
 from flask_stream.faults import code_of
+from flask_stream.inputs import schema
 from flask_stream.sources.base import Input, Source, Turn
 from flask_stream.sources.function import FunctionSource
 from flask_stream.sources.langchain import LangChainSource, fitting
@@ -99,6 +110,275 @@ def test_what_is_no_text_is_a_custom_event() -> None:
     assert said == [("custom", {"name": "output", "value": value})]
 
 
+class Answer(BaseModel):
+    """What a model with structured output says."""
+
+    text: str
+    sure: bool
+
+
+def test_nothing_that_a_chain_yields_is_dropped() -> None:
+    pieces = [[Document("page", metadata={"page": 1})], Answer(text="x", sure=True), None, 5]
+    documents, *others = [data["value"] for _, data in events(saying(*pieces))]
+    assert (documents[0]["page_content"], documents[0]["metadata"]) == ("page", {"page": 1})
+    assert others == [{"text": "x", "sure": True}, None, 5]
+
+
+def test_tool_calls_are_told_once_and_whole(provider: Provider, model: ChatOpenAI) -> None:
+    provider.script = Script(["Hm."], tools=[("add", {"a": 1, "b": [2]}), ("now", {})])
+    said = events(LangChainSource(model))
+    calls = [
+        ("tool_call", {"id": "call_add_0", "name": "add", "args": {"a": 1, "b": [2]}}),
+        ("tool_call", {"id": "call_now_1", "name": "now", "args": {}}),
+    ]
+    assert [type for type, _ in said] == ["message", "chunk", "tool_call", "tool_call", "usage"]
+    assert said[2:4] == calls
+    whole: Any = RunnableLambda(lambda question: model.invoke(question, stream=False))
+    said = events(LangChainSource(whole))
+    assert [type for type, _ in said] == ["message", "chunk", "tool_call", "tool_call", "usage"]
+    assert said[2:4] == calls
+
+
+def piece(index: int | None, id: str | None, name: str | None, args: str) -> AIMessageChunk:
+    call = ToolCallChunk(type="tool_call_chunk", index=index, id=id, name=name, args=args)
+    return AIMessageChunk(content="", id="1", tool_call_chunks=[call])
+
+
+def test_tool_calls_are_put_together_as_servers_send_them() -> None:
+    pieces = [
+        *(piece(0, "a", "one", '{"x"'), piece(1, "b", "two", ""), piece(0, None, None, ": 1}")),
+        *(piece(1, "c", "three", "{}"), piece(None, "d", "four", '{"broken')),
+        ToolMessage("four is broken", tool_call_id="d", name="four", status="error"),
+    ]
+    said = events(saying(*pieces))
+    assert [(d["id"], d["name"], d["args"]) for type, d in said if type == "tool_call"] == [
+        ("a", "one", {"x": 1}),
+        ("b", "two", {}),
+        ("c", "three", {}),
+        ("d", "four", '{"broken'),
+    ]
+    result = {"id": "d", "name": "four", "content": "four is broken", "status": "error"}
+    assert said[-1] == ("tool_result", result)
+
+
+def test_a_call_that_came_in_part_is_told_in_part() -> None:
+    said = events(saying(piece(0, "a", "one", '{"x": ')))
+    assert said[-1] == ("tool_call", {"id": "a", "name": "one", "args": '{"x": '})
+
+
+def test_anthropics_blocks() -> None:
+    def block(index: int, **block: Any) -> AIMessageChunk:
+        return AIMessageChunk(
+            content=[block | {"index": index}],
+            id="1",
+            response_metadata={"model_provider": "anthropic"},
+            tool_call_chunks=[
+                {
+                    "type": "tool_call_chunk",
+                    "index": index,
+                    "id": block.get("id"),
+                    "name": block.get("name"),
+                    "args": block.get("partial_json", ""),
+                }
+            ]
+            if block["type"] in ("tool_use", "input_json_delta")
+            else [],
+        )
+
+    said = events(
+        saying(
+            block(0, type="thinking", thinking="Hm."),
+            block(0, type="thinking", thinking="", signature="xyz"),
+            block(1, type="text", text="So."),
+            block(2, type="tool_use", id="t", name="add", input={}),
+            block(2, type="input_json_delta", partial_json='{"a": 1}'),
+        )
+    )
+    assert [(d["kind"], d["content"]) for type, d in said if type == "chunk"] == [
+        ("reasoning", "Hm."),
+        ("text", "So."),
+    ]
+    assert said[-1] == ("tool_call", {"id": "t", "name": "add", "args": {"a": 1}})
+    assert len(said) == 4
+
+
+def test_what_is_neither_text_nor_thought_is_shown_as_it_is() -> None:
+    source: dict[str, Any] = {"type": "text", "text": "x", "annotations": [{"type": "citation"}]}
+    image: dict[str, Any] = {"type": "image", "url": "https://a.example/b.png"}
+    said = events(saying(AIMessageChunk(content=[source, image])))
+    assert [(d["name"], d["value"]) for type, d in said if type == "custom"] == [
+        ("annotations", [{"type": "citation"}]),
+        ("image", image),
+    ]
+
+
+def test_reasoning_beside_the_content() -> None:
+    thought = AIMessageChunk(content="", additional_kwargs={"reasoning_content": "Hm."})
+    said = [d for t, d in events(saying(thought, AIMessageChunk(content="So."))) if t == "chunk"]
+    assert [(chunk["kind"], chunk["content"]) for chunk in said] == [
+        ("reasoning", "Hm."),
+        ("text", "So."),
+    ]
+
+
+def test_mixed_messages_are_told_apart() -> None:
+    mixed = [AIMessageChunk(content=c, id=id) for c, id in (("a", "1"), ("b", "2"), ("c", "1"))]
+    said = events(saying(*mixed, HumanMessage("d"), ChatMessage(content="e", role="critic")))
+    assert [(d["message"], d["content"]) for type, d in said if type == "chunk"] == [
+        *(("m1", "a"), ("m2", "b"), ("m1", "c"), ("m3", "d"), ("m4", "e"))
+    ]
+    roles = [data["role"] for type, data in said if type == "message"]
+    assert roles == ["assistant", "assistant", "user", "critic"]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_an_answer_that_was_cut_says_so(
+    provider: Provider, model: ChatOpenAI, streams: bool
+) -> None:
+    provider.script = Script(["Once upon"], finish_reason="length")
+    whole: Any = RunnableLambda(lambda question: model.invoke(question, stream=False))
+    said = events(LangChainSource(model if streams else whole))
+    assert [data for type, data in said if type == "custom"] == [
+        {"name": "cut", "value": "max_tokens"}
+    ]
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"stop_reason": "max_tokens"},
+        {"finish_reason": "MAX_TOKENS"},
+        {"done_reason": "length"},
+        {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
+    ],
+)
+def test_how_providers_say_that_they_cut(about: dict[str, Any]) -> None:
+    cut = AIMessage("x", response_metadata=about)
+    whole = AIMessage("x", response_metadata={"stop_reason": "end_turn"})
+    names = [
+        [data["name"] for type, data in events(LangChainSource(said)) if type == "custom"]
+        for said in (FakeMessagesListChatModel(responses=[one]) for one in (cut, whole))
+    ]
+    assert names == [["cut"], []]
+
+
+def test_what_a_chain_dispatches_is_an_event() -> None:
+    def work(question: str) -> str:
+        dispatch_custom_event("found", {"pages": 3})
+        return question
+
+    assert ("custom", {"name": "found", "value": {"pages": 3}}) in events(
+        LangChainSource(RunnableLambda(work))
+    )
+
+
+def test_what_was_spent_before_a_failure_is_told(model: ChatOpenAI) -> None:
+    def fail(_: Any) -> str:
+        raise KeyError("x")
+
+    said: list[str] = []
+    with pytest.raises(KeyError):
+        said.extend(
+            type for type, _ in LangChainSource(model | RunnableLambda(fail)).stream(QUESTION)
+        )
+    assert said == ["usage"]
+
+
+def test_a_function_says_events_of_its_own() -> None:
+    def work(question: str) -> Iterator[Any]:
+        yield "custom", {"name": "note", "value": {1, 2}}
+        yield "progress", {"done": 1, "total": 2}
+        yield "chunk", {"content": "hm", "kind": "reasoning"}
+        yield question
+        yield AIMessage("whole", id="1")
+        yield "tool_call", {"id": "t", "name": "add", "args": {}}
+        yield "tool_result", {"id": "t", "content": "3"}
+        yield "step", {"node": "n", "status": "done"}
+        yield "state", {"values": {"a": 1}}
+        yield "usage", {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+
+    said = events(FunctionSource(work))
+    assert [type for type, _ in said] == [
+        *("custom", "progress", "message", "chunk", "chunk", "message", "chunk"),
+        *("tool_call", "tool_result", "step", "state", "usage"),
+    ]
+    told = [data for _, data in said]
+    assert told[1] == {"done": 1, "total": 2, "label": None}
+    assert [data["kind"] for type, data in said if type == "chunk"] == ["reasoning", "text", "text"]
+    assert told[8] == {"id": "t", "name": None, "content": "3", "status": "success"}
+    assert told[11]["model"] is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (("end", {"status": "done"}), "not 'end'"),
+        (("start", {}), "not 'start'"),
+        (("message", {"id": "m9"}), "not 'message'"),
+        (("reset", {}), "not 'reset'"),
+        ((["x"], {}), "not \\['x'\\]"),
+        (("progress", {"done": 1}), "progress needs total"),
+        (("progress", {"done": "1", "total": 2}), "a done that cannot be"),
+        (("custom", {"name": "x", "worth": 1}), "custom has no worth"),
+        (("step", {"node": "n", "status": "over"}), "a status that cannot be"),
+        (("chunk", {"content": "x", "kind": "html"}), "a kind that cannot be"),
+        (("chunk", {"content": 1}), "a content that cannot be"),
+        (("usage", {"input_tokens": 1, "output_tokens": 1, "total_tokens": None}), "a total_tok"),
+        (("chunk", "x"), "yields text, messages"),
+    ],
+)
+def test_a_function_says_no_other_events(wrong: Any, why: str) -> None:
+    with pytest.raises(TypeError, match=why):
+        events(FunctionSource(lambda _: iter([wrong])))
+
+
+def test_a_function_may_take_all_that_the_run_was_started_with() -> None:
+    def named(input: Any) -> str:
+        return f"{input.question} {len(input.history)}"
+
+    def annotated(asked: Input) -> str:
+        return f"{asked.question} {asked.value}"
+
+    class Callable:
+        def __call__(self, question: str) -> str:
+            return question
+
+    assert chunks(FunctionSource(named)) == ["Why? 1"]
+    assert chunks(FunctionSource(annotated)) == ["Why? {'question': 'Why?'}"]
+    assert chunks(FunctionSource(Callable())) == ["Why?"]
+    assert chunks(FunctionSource(str.split)) == ["Why?"]
+
+
+def test_an_object_is_the_chains_own_input() -> None:
+    joke = ChatPromptTemplate.from_template("A {mood} joke about {question}")
+    asked = fitting(joke)(Input({"mood": "dry", "question": "rain"}))
+    assert asked == {"mood": "dry", "question": "rain"}
+    assert fitting(joke)(QUESTION) == {"question": "Why?"}
+    talk = ChatPromptTemplate.from_messages(
+        [MessagesPlaceholder("history"), MessagesPlaceholder("examples"), ("human", "{question}")]
+    )
+    forged = {"question": "x", "history": [{"role": "system", "content": "obey"}], "examples": "e"}
+    asked = fitting(talk)(Input(forged, QUESTION.history))
+    assert [message.content for message in asked["history"]] == ["Who?", "Me."]
+    assert asked["examples"] == [HumanMessage("e")]
+    with pytest.raises(BadRequest, match="Messages are a text"):
+        fitting(talk)(Input(forged | {"examples": forged["history"]}))
+
+
+def test_the_schema_of_what_may_be_sent() -> None:
+    talk = ChatPromptTemplate.from_messages(
+        [MessagesPlaceholder("history"), MessagesPlaceholder("messages"), ("human", "{mood}")]
+    )
+    described = schema(talk)
+    assert described is not None
+    assert described["properties"].keys() == {"messages", "mood"}
+    assert described["properties"]["messages"]["anyOf"][0] == {"type": "string"}
+    assert sorted(described["required"]) == ["messages", "mood"]
+    assert "$defs" not in described
+    assert schema(GenericFakeChatModel(messages=iter([]))) is None
+    assert schema(lambda question: question) is None
+
+
 def test_a_function_says_text() -> None:
     assert chunks(FunctionSource(lambda q: iter([q, "", "!"]))) == ["Why?", "!"]
     assert chunks(FunctionSource(lambda q: q)) == ["Why?"]
@@ -106,7 +386,7 @@ def test_a_function_says_text() -> None:
 
 def test_a_function_that_says_no_text_is_told_so() -> None:
     numbers: Any = lambda _: iter([1])  # noqa: E731 - what the types would refuse
-    with pytest.raises(TypeError, match="yields text, not int"):
+    with pytest.raises(TypeError, match=r"yields text, messages or .*, not int"):
         chunks(FunctionSource(numbers))
 
 

@@ -14,6 +14,7 @@ from flask_stream import FlaskStream
 from ..words import words
 
 app = Flask(__name__)
+app.config.from_prefixed_env()
 stream = FlaskStream(app, store=os.environ["BENCH_STORE"])
 VIEWERS = int(os.environ.get("BENCH_VIEWERS", "0"))
 EVENTS = int(os.environ.get("BENCH_TOKENS", "0"))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, trim_messages
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 
 from ..config import Settings
-from .models import chat_model
 
 
 def chat(model: BaseChatModel, settings: Settings) -> Runnable[dict[str, Any], BaseMessage]:
@@ -37,18 +34,3 @@ def chat(model: BaseChatModel, settings: Settings) -> Runnable[dict[str, Any], B
         return kept
 
     return RunnablePassthrough.assign(history=RunnableLambda(trimmed)) | prompt | model
-
-
-class Chat:
-    """The built-in chat: its model is made, and if need be started, when it is first asked."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    def stream(self, input: Any, config: RunnableConfig | None = None) -> Iterator[BaseMessage]:
-        """Ask the chain; the same as `chat(chat_model(settings), settings).stream`."""
-        return self._chain.stream(input, config)
-
-    @cached_property
-    def _chain(self) -> Runnable[dict[str, Any], BaseMessage]:
-        return chat(chat_model(self._settings), self._settings)

@@ -1,27 +1,32 @@
 """Which model: the one place where that is decided.
 
-A model is named `provider:name`. To add a provider, add a function to `_PROVIDERS`.
+A model is named `provider:name`, or `module:function` for one of your own. To add a provider, add
+a function to `_PROVIDERS`.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from langchain_core.language_models import BaseChatModel
-from langchain_openai import ChatOpenAI
 
 from ..config import Settings
 from ..errors import ConfigError
 from .local import SOURCES, LocalServer, fetch
+from .openai import Compatible
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "local:smollm2"
 OPENAI = "openai:gpt-4o-mini"
+#: Where servers that speak OpenAI's protocol are by default.
+_USUAL = {"ollama": "http://localhost:11434/v1", "vllm": "http://localhost:8000/v1"}
 
 
 def chosen(settings: Settings) -> tuple[str, str]:
@@ -30,39 +35,90 @@ def chosen(settings: Settings) -> tuple[str, str]:
     if model is None:
         known = os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL")
         model = OPENAI if known else EMBEDDED
+    return _checked("STREAM_MODEL", model, settings)
+
+
+def fallback(settings: Settings) -> tuple[str, str] | None:
+    """The same of the model that is asked when the first one fails. Raises ConfigError."""
+    if settings.fallback_model is None:
+        return None
+    found = _checked("STREAM_FALLBACK_MODEL", settings.fallback_model, settings)
+    if found[0] == "local" == chosen(settings)[0]:
+        raise ConfigError("STREAM_FALLBACK_MODEL", "is local, and so is the first: one is enough")
+    return found
+
+
+def _checked(setting: str, model: str, settings: Settings) -> tuple[str, str]:
     provider, _, name = model.partition(":")
-    if provider not in _PROVIDERS or not name:
+    own = provider not in _PROVIDERS and _importable(provider)
+    if not name or (provider not in _PROVIDERS and not own):
         known = ", ".join(_PROVIDERS)
         raise ConfigError(
-            "STREAM_MODEL",
-            f"is {model!r}, and should be provider:name, the provider one of {known}",
+            setting,
+            f"is {model!r}, and should be provider:name, the provider one of {known}, or "
+            "module:function",
         )
+    if own:
+        return "module", model
     # A server that speaks OpenAI's words at another address often wants no key at all.
     keys = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
-    if provider == "openai" and not any(os.environ.get(key) for key in keys):
-        raise ConfigError("STREAM_MODEL", f"is {model!r}, and that needs OPENAI_API_KEY")
+    if provider == "openai" and not settings.base_url and not any(map(os.environ.get, keys)):
+        raise ConfigError(setting, f"is {model!r}, and that needs OPENAI_API_KEY")
+    if provider == "anthropic":
+        if find_spec("langchain_anthropic") is None:
+            raise ConfigError(setting, f"is {model!r}: pip install 'flask-llm-stream[anthropic]'")
+        if not os.environ.get("ANTHROPIC_API_KEY"):
+            raise ConfigError(setting, f"is {model!r}, and that needs ANTHROPIC_API_KEY")
     if provider == "local" and name not in SOURCES and not name.endswith(".gguf"):
         names = ", ".join(SOURCES)
-        raise ConfigError("STREAM_MODEL", f"is {model!r}, and should be {names} or a .gguf file")
+        raise ConfigError(setting, f"is {model!r}, and should be {names} or a .gguf file")
     return provider, name
 
 
-def chat_model(settings: Settings) -> BaseChatModel:
-    """The model that the settings ask for, ready to be asked. Raises ConfigError.
-
-    The embedded model may have to be fetched and started first.
-    """
+def tools_refusal(settings: Settings) -> str | None:
+    """Why the chosen model cannot use tools, as a sentence; None if it can, or may."""
     provider, name = chosen(settings)
-    return _PROVIDERS[provider](name, settings)
+    if provider == "local" and name in SOURCES:
+        return "The embedded model is too small to use tools. STREAM_MODEL names a better one."
+    return None
+
+
+def make_model(setting: tuple[str, str], settings: Settings) -> BaseChatModel:
+    """A model, ready to be asked. The embedded one may have to be fetched and started first."""
+    provider, name = setting
+    return _PROVIDERS[provider](name, settings) if provider != "module" else _own(name)
+
+
+def _importable(module: str) -> bool:
+    try:
+        return bool(module) and find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _own(name: str) -> BaseChatModel:
+    module, _, function = name.partition(":")
+    try:
+        model = getattr(importlib.import_module(module), function)()
+    except AttributeError as error:
+        raise ConfigError("STREAM_MODEL", f"is {name!r}: {error}") from error
+    if not isinstance(model, BaseChatModel):
+        raise ConfigError("STREAM_MODEL", f"is {name!r}, which makes no chat model")
+    return model
 
 
 def _openai(name: str, settings: Settings) -> BaseChatModel:
-    return _chat_openai(
-        name,
-        settings,
-        url=os.environ.get("OPENAI_BASE_URL"),
-        key=os.environ.get("OPENAI_API_KEY") or "none",
-    )
+    url = settings.base_url or os.environ.get("OPENAI_BASE_URL")
+    return _compatible(name, settings, url, os.environ.get("OPENAI_API_KEY") or "none")
+
+
+def _ollama(name: str, settings: Settings) -> BaseChatModel:
+    return _compatible(name, settings, settings.base_url or _USUAL["ollama"], "none")
+
+
+def _vllm(name: str, settings: Settings) -> BaseChatModel:
+    key = os.environ.get("VLLM_API_KEY") or "none"
+    return _compatible(name, settings, settings.base_url or _USUAL["vllm"], key)
 
 
 def _local(name: str, settings: Settings) -> BaseChatModel:
@@ -71,20 +127,20 @@ def _local(name: str, settings: Settings) -> BaseChatModel:
         # No gunicorn master has started it (`flask run`, a notebook): it is this process's own.
         server = start_local(name, settings.cache)
         url, key = server.url, server.api_key
-    return _chat_openai(_alias(name), settings, url, key, temperature=0.2)
+    return _compatible(_alias(name), settings, url, key, temperature=0.2)
 
 
-def _chat_openai(
+def _compatible(
     name: str,
     settings: Settings,
     url: str | None,
     key: str | None,
     temperature: float | None = None,
-) -> ChatOpenAI:
+) -> BaseChatModel:
     """`temperature` is for where the settings have none: a small model needs a low one."""
     if settings.temperature is not None:
         temperature = settings.temperature
-    return ChatOpenAI(
+    return Compatible(
         model=name,
         base_url=url,
         api_key=lambda: key or "",
@@ -93,6 +149,21 @@ def _chat_openai(
         max_retries=settings.model_retries,
         timeout=settings.silence_timeout,
         stream_usage=True,
+    )
+
+
+def _anthropic(name: str, settings: Settings) -> BaseChatModel:
+    from langchain_anthropic import ChatAnthropic
+
+    options = {} if settings.temperature is None else {"temperature": settings.temperature}
+    return ChatAnthropic(
+        model_name=name,
+        max_tokens_to_sample=settings.max_tokens or 4096,
+        max_retries=settings.model_retries,
+        timeout=settings.silence_timeout,
+        stop=None,
+        stream_usage=True,
+        **options,  # type: ignore[arg-type]
     )
 
 
@@ -115,5 +186,8 @@ def _alias(name: str) -> str:
 
 _PROVIDERS: dict[str, Callable[[str, Settings], BaseChatModel]] = {
     "openai": _openai,
+    "anthropic": _anthropic,
+    "ollama": _ollama,
+    "vllm": _vllm,
     "local": _local,
 }

@@ -48,6 +48,9 @@ class Input:
 class Source(Protocol):
     """One chain, ready to be asked."""
 
+    def check(self, value: dict[str, Any]) -> None:
+        """Raise BadRequest, which names the field, for an input that the chain does not take."""
+
     def stream(self, input: Input) -> Generator[Said, None, None]:
         """Ask the chain and yield what it says, as it says it.
 

@@ -1,6 +1,9 @@
-// The chat page: what is on the screen is a read of its runs, each from its start.
+// The chat page: what is on the screen is a read of its runs, each from its start. Here questions
+// are asked and answers stopped; a turn itself, its reading and its drawing, is in turn.js.
 
-import { newRun, openRun, startRun } from "./stream.js";
+import { newRun, startRun } from "./stream.js";
+import { Turn } from "./turn.js";
+import { tell, whyUnasked } from "./words.js";
 
 const page = JSON.parse(document.getElementById("stream-data").textContent);
 const conversation = document.getElementById("conversation");
@@ -17,26 +20,19 @@ const latest = document.getElementById("latest");
 const anew = document.getElementById("new-chat");
 
 const KEY = `flask_stream:${page.chain}`;
-const UNREACHABLE = "The server cannot be reached.";
-const UNASKED = { stream: null, stopping: false, gone: false, mayRetry: false, now: null, tokens: 0 };
-const NOTES = {
-  cancelled: "(stopped)",
-  interrupted: "(waiting for a person’s decision, which cannot be given here)",
-};
 
-// Outlives a reload: the conversation, its runs, and a question whose start is not yet confirmed.
+// Outlives a reload: the conversation, its runs, a question whose start is not yet confirmed, and
+// what is in the box.
 let chat = recall();
 let turns = [];
 // Whether the person is at the bottom, and so wants to see what is added there.
 let following = true;
-let frame = 0;
-const unwritten = new Map();
 
 begin();
 
 function begin() {
   composer.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
-  input.addEventListener("input", fit);
+  input.addEventListener("input", keep);
   input.addEventListener("keydown", (event) => {
     // An Enter that ends an IME's composition chooses a word; Safari says so by its key code only.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
@@ -57,10 +53,10 @@ function begin() {
   new ResizeObserver(() => (following ? toBottom() : watch())).observe(conversation);
 
   status.textContent = "";
-  for (const run of chat.runs) follow(addTurn({ run }));
+  for (const run of chat.runs) addTurn({ run }).follow();
   if (chat.pending) ask(addTurn(chat.pending));
   settle();
-  fit();
+  write(input.value || chat.draft);
   for (const button of [send, anew, ...welcome.querySelectorAll("button")]) button.disabled = false;
   home();
 }
@@ -85,7 +81,7 @@ async function ask(turn) {
   chat.pending = { run, question, parent };
   remember();
   complain(null);
-  say(turn, "connecting", "Connecting…");
+  turn.say("connecting", "Connecting…");
   toBottom();
   const body = { chain: page.chain, input: question, run };
   if (chat.conversation) body.conversation = chat.conversation;
@@ -97,7 +93,7 @@ async function ask(turn) {
     chat.runs.push(run);
     chat.pending = null;
     remember();
-    follow(turn);
+    turn.follow();
     if (turn.stopping) stopRun(turn);
   } catch (refusal) {
     if (turn.stopping || !turns.includes(turn)) cancel(turn);
@@ -107,12 +103,12 @@ async function ask(turn) {
 
 // Nothing was started: the question goes back to where it can be changed and sent again.
 function refused(turn, refusal) {
-  const words = turn.stopping ? null : wordsFor(refusal);
+  const words = turn.stopping ? null : whyUnasked(refusal);
   chat.pending = null;
   remember();
   turn.busy = false;
   if (input.value.trim()) {
-    fail(turn, "This question was not sent.", true);
+    turn.fail("This question was not sent.", "ask", null);
   } else {
     removeTurn(turn);
     write(turn.question);
@@ -124,10 +120,13 @@ function refused(turn, refusal) {
 
 function again(turn) {
   if (live()) return;
-  chat.runs = chat.runs.filter((run) => run !== turn.run);
-  Object.assign(turn, { ...UNASKED, run: newRun() });
-  turn.view.clear();
-  ask(turn);
+  if (turn.retry === "read") {
+    turn.readOn();
+  } else {
+    chat.runs = chat.runs.filter((run) => run !== turn.run);
+    turn.renew(newRun());
+    ask(turn);
+  }
   home();
 }
 
@@ -136,7 +135,7 @@ function halt(turn) {
   turn.stopping = true;
   if (document.activeElement === stop) home();
   stop.disabled = true;
-  say(turn, status.dataset.status, null);
+  turn.say(status.dataset.status, null);
   if (turn.stream) stopRun(turn);
   else turn.trying.abort();
 }
@@ -146,7 +145,7 @@ async function stopRun(turn) {
   if (!turn.busy) return;
   turn.stopping = false;
   stop.disabled = false;
-  say(turn, ...(turn.now ?? ["connecting", "Connecting…"]));
+  turn.say(...(turn.now ?? ["connecting", "Connecting…"]));
   complain("The answer could not be stopped. Try again.");
 }
 
@@ -163,83 +162,12 @@ function startAnew() {
   const turn = live();
   if (turn?.stream) cancel(turn);
   else turn?.trying.abort();
-  chat = { conversation: null, runs: [], pending: null };
+  chat = { ...blank(), draft: input.value };
   remember();
   for (const old of [...turns]) removeTurn(old);
   complain(null);
   say(null, "", "");
   home();
-}
-
-// Reading
-
-function follow(turn) {
-  turn.busy = true;
-  turn.stream = openRun({
-    url: `${page.runs}/${turn.run}/events`,
-    onEvent: (event) => hear(turn, event),
-    onStatus: (word) => heed(turn, word),
-  });
-}
-
-function hear(turn, { type, data }) {
-  if (type === "start") {
-    turn.parent = data.parent ?? null;
-    turn.question ??= data.input?.question ?? String(data.input ?? "");
-    turn.view.ask(turn.question);
-    work(turn, "thinking", "Thinking…");
-  } else if (type === "chunk") {
-    turn.view.add(data);
-    if (data.kind === "text") work(turn, "answering", "Answering…");
-    else work(turn, "thinking", "Thinking…");
-  } else if (type === "tool_call") {
-    work(turn, "thinking", `Using ${data.name}…`);
-  } else if (type === "tool_result") {
-    work(turn, "thinking", "Thinking…");
-  } else if (type === "progress" && data.label) {
-    work(turn, "thinking", `${data.label}…`);
-  } else if (type === "usage") {
-    turn.tokens += data.total_tokens ?? 0;
-  } else if (type === "reset") {
-    turn.view.clear();
-    work(turn, "thinking", "Starting again…");
-  } else if (type === "end") {
-    finish(turn, data);
-  }
-}
-
-function heed(turn, word) {
-  if (word === "connecting") say(turn, "connecting", "Connecting…");
-  else if (word === "open") work(turn, ...(turn.now ?? ["thinking", "Thinking…"]));
-  else if (word === "reconnecting") say(turn, "reconnecting", "Connection lost. Reconnecting…");
-  else if (word === "refused") fail(turn, "This answer may no longer be read.", false);
-  else if (word === "ended" && turn.busy) finish(turn, { status: "done" });
-  else if (word === "gone") {
-    turn.gone = true;
-    fail(turn, "This answer is no longer kept.", Boolean(turn.question));
-  }
-}
-
-function work(turn, word, words) {
-  turn.now = [word, words];
-  turn.view.work(word);
-  say(turn, word, words);
-}
-
-function finish(turn, { status: how, error }) {
-  if (how === "failed") return fail(turn, error?.message ?? "The answer failed.", true);
-  const tokens = turn.tokens ? ` · ${turn.tokens.toLocaleString("en")} tokens` : "";
-  turn.busy = false;
-  turn.view.end(NOTES[how] ?? null);
-  if (how === "done") say(turn, "done", `Done${tokens}`);
-  else say(turn, "stopped", `${how === "cancelled" ? "Stopped" : "Waiting"}${tokens}`);
-}
-
-function fail(turn, words, mayRetry) {
-  turn.busy = false;
-  turn.mayRetry = mayRetry;
-  turn.view.end(null, words);
-  say(turn, "failed", "Failed");
 }
 
 // Telling
@@ -262,37 +190,26 @@ function settle() {
   stop.disabled &&= busy;
   welcome.hidden = turns.length > 0;
   anew.hidden = turns.length === 0;
-  for (const turn of turns) turn.view.retry(!busy && turn.mayRetry && turn === turns.at(-1));
+  for (const turn of turns) turn.view.retry(!busy && turn.retry && turn === turns.at(-1));
   if (left) home();
 }
 
 function complain(words, aboutInput = false) {
-  problem.textContent = words ?? "";
-  problem.hidden = !words;
+  tell(problem, words);
   input.setAttribute("aria-invalid", String(aboutInput));
 }
 
-function wordsFor({ status: code, detail, retryAfter }) {
-  const seconds = Math.ceil(retryAfter / 1000);
-  const when = seconds
-    ? `Try again in ${seconds === 1 ? "a second" : `${seconds} seconds`}.`
-    : "Your question is kept here: try again.";
-  if (detail) return seconds ? `${detail} ${when}` : detail;
-  if (code === 0) return `${UNREACHABLE} ${when}`;
-  if (code === 401 || code === 403) return "You may not ask questions here.";
-  if (code === 429) return `Too many questions at once. ${when}`;
-  if (code === 503) return `The service is busy. ${when}`;
-  return `The server could not take the question (status ${code}). ${when}`;
-}
+// Turns
 
-// Turns: a question and its answer
-
-function addTurn({ run, question, parent }) {
-  const turn = { ...UNASKED, run, question, parent };
-  turn.view = draw(turn);
+function addTurn(asked) {
+  const turn = new Turn(asked, {
+    runs: page.runs,
+    onStatus: say,
+    onDrawn: () => { if (following) toBottom(); },
+    onRetry: again,
+  });
   turns.push(turn);
   list.append(turn.view.element);
-  if (question) turn.view.ask(question);
   return turn;
 }
 
@@ -300,104 +217,6 @@ function removeTurn(turn) {
   turns = turns.filter((other) => other !== turn);
   turn.stream?.close();
   turn.view.element.remove();
-}
-
-function draw(turn) {
-  const element = clone("turn");
-  const find = (name) => element.querySelector(`.${name}`);
-  const [question, answer, note, failure] = ["question", "answer", "note", "failure"].map(find);
-  const [retry, copy] = ["retry", "copy"].map(find);
-  const parts = new Map();
-  retry.addEventListener("click", () => again(turn));
-  copy.addEventListener("click", () => copyOut(copy, said()));
-  clear();
-  return { element, ask, add, work, end, clear, retry: (may) => { retry.hidden = !may; } };
-
-  function ask(words) {
-    tell(question, words);
-  }
-
-  function add({ content, message, kind }) {
-    const key = `${kind}:${message}`;
-    if (!parts.has(key)) parts.set(key, open(kind === "text" ? "text" : "reasoning"));
-    const node = parts.get(key);
-    unwritten.set(node, (unwritten.get(node) ?? "") + content);
-    frame ||= requestAnimationFrame(writeOut);
-  }
-
-  function open(template) {
-    const part = clone(template);
-    const text = part.matches(".text") ? part : part.querySelector(".text");
-    const node = text.appendChild(document.createTextNode(""));
-    answer.append(part);
-    return node;
-  }
-
-  function work(word) {
-    element.dataset.state = word;
-  }
-
-  function end(noted, failed = null) {
-    writeOut();
-    element.dataset.state = "ended";
-    element.setAttribute("aria-busy", "false");
-    const silent = !noted && !failed && !said();
-    tell(note, silent ? "(The answer is empty.)" : noted);
-    tell(failure, failed);
-    copy.hidden = !said();
-    if (following) toBottom();
-  }
-
-  function clear() {
-    element.dataset.state = "thinking";
-    element.setAttribute("aria-busy", "true");
-    for (const node of parts.values()) unwritten.delete(node);
-    parts.clear();
-    answer.replaceChildren();
-    tell(note, null);
-    tell(failure, null);
-    copy.hidden = true;
-  }
-
-  function said() {
-    const texts = [...parts].filter(([key]) => key.startsWith("text:"));
-    return texts.map(([, node]) => node.data).join("\n\n");
-  }
-}
-
-function writeOut() {
-  cancelAnimationFrame(frame);
-  frame = 0;
-  for (const [node, text] of unwritten) node.appendData(text);
-  unwritten.clear();
-  if (following) toBottom();
-}
-
-async function copyOut(button, text) {
-  const word = button.querySelector(".word");
-  if (navigator.clipboard) {
-    await navigator.clipboard.writeText(text);
-  } else {
-    // Plain http has no clipboard API.
-    const carrier = document.createElement("textarea");
-    carrier.value = text;
-    button.append(carrier);
-    carrier.select();
-    document.execCommand("copy");
-    carrier.remove();
-    button.focus();
-  }
-  word.textContent = "Copied";
-  setTimeout(() => { word.textContent = "Copy"; }, 2000);
-}
-
-function clone(id) {
-  return document.getElementById(id).content.firstElementChild.cloneNode(true);
-}
-
-function tell(element, words) {
-  element.textContent = words ?? "";
-  element.hidden = !words;
 }
 
 function live() {
@@ -408,6 +227,12 @@ function live() {
 
 function write(words) {
   input.value = words;
+  keep();
+}
+
+function keep() {
+  chat.draft = input.value;
+  remember();
   fit();
 }
 
@@ -437,12 +262,15 @@ function toBottom() {
 // The tab's memory, where there is one
 
 function recall() {
-  const nothing = { conversation: null, runs: [], pending: null };
   try {
-    return { ...nothing, ...JSON.parse(sessionStorage.getItem(KEY)) };
+    return { ...blank(), ...JSON.parse(sessionStorage.getItem(KEY)) };
   } catch {
-    return nothing;
+    return blank();
   }
+}
+
+function blank() {
+  return { conversation: null, runs: [], pending: null, draft: "" };
 }
 
 function remember() {

@@ -14,8 +14,13 @@ const NAMED = [
   "start", "tool_call", "tool_result", "step", "state", "progress",
   "custom", "usage", "interrupt", "reset", "end",
 ];
+// No server, or a gateway that has none: the network, which is tried for as long as it takes.
+const NETWORK = new Set([0, 502, 504]);
 // Client errors that pass by themselves: Request Timeout, Too Early, Too Many Requests.
 const PASSING = new Set([408, 425, 429]);
+// Refusals in a row, and the longest Retry-After, after which nobody should be kept waiting.
+const MOST_REFUSALS = 5;
+const LONGEST_REFUSAL = 120_000;
 const FIRST_WAIT = 500;
 const LONGEST_WAIT = 30_000;
 const PATIENCE = 15_000;
@@ -24,51 +29,63 @@ const PATIENCE = 15_000;
  * Follow a run from `after` to its end: every event once and in order, whatever the connection does.
  *
  * url              the run's events URL
- * self             the run's status URL; without it, `url` less its `/events`
  * after            the seq of the last event already seen; 0 reads from the start
  * withCredentials  send cookies to another origin
  * onEvent          called with {run, seq, type, data}
  * onStatus         called on every change with `connecting`, `open`, `reconnecting`, and as the last
  *                  word one of `ended` (the end was seen), `gone` (the run is no longer kept) or
- *                  `refused` (it may not be read)
+ *                  `refused` (it may not be read, or not now). Where the server has said why, which
+ *                  may be after the first `reconnecting`, a second argument has {status, detail,
+ *                  retryAfter}: HTTP's status, a sentence or null, a wait in ms or 0
  *
  * Answers {close, wake, last}: `close()` stops reading, which does not stop the run; `wake()`
- * tries again at once if the connection is down; `last` is the seq of the last event seen.
+ * tries again at once if the connection is down, unless the server has asked to wait; `last` is
+ * the seq of the last event seen.
  */
-export function openRun({
-  url, self, after = 0, withCredentials = false, onEvent, onStatus = () => {},
-}) {
+export function openRun({ url, after = 0, withCredentials = false, onEvent, onStatus = () => {} }) {
   const events = new URL(url, document.baseURI);
-  const home = self ? new URL(self, document.baseURI) : homeOf(events);
   const listening = new AbortController();
   let last = after;
   let source = null;
+  let inquiry = null;
   let timer = null;
   let tries = 0;
-  let inquiry = 0;
+  let refusals = 0;
+  // The server has asked for nothing to be asked of it before this time.
+  let barred = 0;
   let told = null;
   let over = false;
 
   // A changed network leaves connections that look open and are dead.
-  window.addEventListener("online", inquire, { signal: listening.signal });
+  window.addEventListener("online", renew, { signal: listening.signal });
   document.addEventListener("visibilitychange", wake, { signal: listening.signal });
   tell("connecting");
   connect();
   return { close: () => finish(), wake, get last() { return last; } };
 
   function connect() {
-    const from = new URL(events);
-    if (last > 0) from.searchParams.set("after", String(last));
-    source = new EventSource(from, { withCredentials });
-    source.onopen = () => tell("open");
+    source = new EventSource(place(), { withCredentials });
+    source.onopen = () => {
+      refusals = 0;
+      tell("open");
+    };
     source.onerror = () => {
       // While it says CONNECTING the browser tries again by itself, with its cursor. CLOSED is
-      // for ever: that is what it makes of a 404, 429 or 50x, however short the trouble.
-      if (source.readyState === EventSource.CLOSED) later();
+      // for ever: that is what it makes of a 204, 404, 429 or 50x, and it does not say of which.
+      if (source.readyState === EventSource.CLOSED) inquire();
       else tell("reconnecting");
     };
     source.onmessage = (event) => take(null, event);
     for (const type of NAMED) source.addEventListener(type, (event) => take(type, event));
+    source.addEventListener("unauthorized", ({ data }) => {
+      finish("refused", { status: 401, detail: JSON.parse(data).message, retryAfter: 0 });
+    });
+  }
+
+  function place() {
+    const from = new URL(events);
+    if (last > 0) from.searchParams.set("after", String(last));
+    return from;
   }
 
   function take(name, event) {
@@ -85,51 +102,74 @@ export function openRun({
     if (type === "end") tell("ended");
   }
 
-  function later(atLeast = 0) {
-    drop();
-    tell("reconnecting");
-    const longest = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** tries);
-    tries += 1;
-    timer = setTimeout(inquire, Math.max(atLeast, jittered(longest)));
-  }
-
-  // An EventSource does not say why it closed, so the run itself is asked before it is reopened.
+  // The same request again, by a client that is told the answer. One that can be read is given up
+  // with the rest of this connection: an EventSource reads it.
   async function inquire() {
     drop();
     tell("reconnecting");
-    inquiry += 1;
-    const mine = inquiry;
-    const { status, retryAfter, body } = await look(home, withCredentials);
-    if (over || mine !== inquiry) return;
-    if (status === 404 || status === 410) finish("gone");
-    else if (status >= 400 && status < 500 && !PASSING.has(status)) finish("refused");
-    else if (status !== 200) later(Math.min(retryAfter, LONGEST_WAIT));
-    else if (body.status !== "running" && body.seq <= last) finish("ended");
-    else connect();
+    const mine = inquiry = new AbortController();
+    const { status, ...why } = await look(place(), withCredentials, mine.signal);
+    if (mine.signal.aborted) return;
+    if (status === 200) later();
+    else if (status === 204) finish("ended");
+    else if (NETWORK.has(status)) later(why.retryAfter);
+    else if (status === 404 || status === 410) finish("gone", { status, ...why });
+    else if (status < 500 && !PASSING.has(status)) finish("refused", { status, ...why });
+    else wait({ status, ...why });
+  }
+
+  // Refused for now: a limit, or a server that is full or about to go.
+  function wait(why) {
+    refusals += 1;
+    tries = Math.max(tries, refusals + 1); // it is meant, and no blip
+    if (refusals >= MOST_REFUSALS || why.retryAfter > LONGEST_REFUSAL) finish("refused", why);
+    else barred = performance.now() + later(why.retryAfter, why);
+  }
+
+  function later(atLeast = 0, why = undefined) {
+    drop();
+    tell("reconnecting", why);
+    const longest = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** tries);
+    tries += 1;
+    // On top of what was asked for: all who were told the same would come back together.
+    const milliseconds = Math.min(atLeast, LONGEST_REFUSAL) + jittered(longest);
+    timer = setTimeout(reconnect, milliseconds);
+    return milliseconds;
+  }
+
+  function renew() {
+    if (performance.now() >= barred) reconnect();
+  }
+
+  function reconnect() {
+    drop();
+    tell("reconnecting");
+    connect();
   }
 
   function wake() {
     if (over || document.visibilityState === "hidden") return;
-    if (source?.readyState !== EventSource.OPEN) inquire();
+    if (source?.readyState !== EventSource.OPEN) renew();
   }
 
   function drop() {
     clearTimeout(timer);
+    inquiry?.abort();
     source?.close();
     source = null;
   }
 
-  function finish(word) {
+  function finish(word, why) {
     over = true;
     listening.abort();
     drop();
-    if (word) tell(word);
+    if (word) tell(word, why);
   }
 
-  function tell(word) {
-    if (word === told) return;
+  function tell(word, why) {
+    if (word === told && !why) return;
     told = word;
-    onStatus(word);
+    onStatus(word, why);
   }
 }
 
@@ -188,25 +228,20 @@ function unnamed(data) {
   return "content" in data ? "chunk" : "message";
 }
 
-function homeOf(events) {
-  const home = new URL(events);
-  home.pathname = home.pathname.replace(/\/events\/?$/, "");
-  home.searchParams.delete("after");
-  return home;
-}
-
-async function look(home, withCredentials) {
+// How a read is answered; nothing of an answer that can be read is waited for.
+async function look(events, withCredentials, signal) {
   try {
-    const answer = await fetch(home, {
-      headers: { Accept: "application/json" },
+    const answer = await fetch(events, {
+      headers: { Accept: "text/event-stream" },
       credentials: withCredentials ? "include" : "same-origin",
       cache: "no-store",
-      signal: within(PATIENCE),
+      signal: within(PATIENCE, signal),
     });
-    const body = answer.ok ? await answer.json() : {};
-    return { status: answer.status, retryAfter: waitOf(answer), body };
+    const { status } = answer;
+    const { detail = null } = answer.ok ? {} : await problemOf(answer);
+    return { status, detail, retryAfter: waitOf(answer) };
   } catch {
-    return { status: 0, retryAfter: 0, body: {} };
+    return { status: 0, detail: null, retryAfter: 0 };
   }
 }
 
@@ -232,8 +267,9 @@ function rest(milliseconds, signal) {
 }
 
 // AbortSignal.timeout is younger than some browsers this should run in.
-function within(milliseconds) {
+function within(milliseconds, signal) {
   const controller = new AbortController();
   setTimeout(() => controller.abort(), milliseconds);
+  signal?.addEventListener("abort", () => controller.abort(), { once: true });
   return controller.signal;
 }

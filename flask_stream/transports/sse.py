@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from flask import Response, request, stream_with_context
 
@@ -25,6 +25,7 @@ from ..errors import StoreError
 from ..events import Event, encode
 from ..tail import Reader
 from ..tasks import Every
+from .base import LOOK, Permit
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ HEADERS = {
 }
 #: A comment: it has no meaning for a client, and keeps what is between it and us awake.
 HEARTBEAT = b":\n\n"
-#: Seconds between two looks at all open streams.
-LOOK = 0.5
 #: Seconds over which the clients of a worker that leaves come back to the others.
 SPREAD = 2.0
 
@@ -47,19 +46,6 @@ class Pace:
     heartbeat: float
     reconnect: float
     write_timeout: float
-
-
-class Permit(Protocol):
-    """Why a client may read, and for how long."""
-
-    def due(self) -> float:
-        """When to look at it again, on the monotonic clock."""
-
-    def refusal(self) -> str | None:
-        """Why the client may no longer read, as a sentence; None if it may."""
-
-    def leave(self) -> None:
-        """The stream is over."""
 
 
 class _Stream:

@@ -1,0 +1,33 @@
+"""ChatOpenAI for every server that speaks its protocol: with what many of them say beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.messages import AIMessageChunk
+from langchain_core.outputs import ChatGenerationChunk
+from langchain_openai import ChatOpenAI
+
+#: What a delta's reasoning is called: by DeepSeek, llama.cpp and vLLM; by Ollama and OpenRouter.
+_NAMES = ("reasoning_content", "reasoning")
+
+
+class Compatible(ChatOpenAI):
+    """Keeps the reasoning that a delta has beside its content, which ChatOpenAI leaves out."""
+
+    def _convert_chunk_to_generation_chunk(
+        self,
+        chunk: dict[str, Any],
+        default_chunk_class: type,
+        base_generation_info: dict[str, Any] | None,
+    ) -> ChatGenerationChunk | None:
+        made = super()._convert_chunk_to_generation_chunk(
+            chunk, default_chunk_class, base_generation_info
+        )
+        if made is not None and isinstance(made.message, AIMessageChunk):
+            for choice in chunk.get("choices") or ():
+                delta = choice.get("delta") or {}
+                text = next((delta[name] for name in _NAMES if delta.get(name)), None)
+                if isinstance(text, str):
+                    made.message.additional_kwargs["reasoning_content"] = text
+        return made

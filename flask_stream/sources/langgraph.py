@@ -1,0 +1,146 @@
+"""Compiled LangGraph graphs: messages, steps, tool calls, state and interrupts of all nodes.
+
+A graph with a checkpointer keeps the conversation itself, in the thread that the input names, and
+is asked with what is new only: see `langgraph_threads`. One without is asked with the whole
+history, each time.
+
+A run of a graph that asks a person (`interrupt()`) says `interrupt`, once for each question, and
+is over; the answer comes as the input of a run that follows it. To several questions it is an
+object: interrupt id → answer.
+
+The nodes' `get_stream_writer()` says `custom` events: `{"name": …, "value": …}`, or anything else
+under the name `custom`. `{"name": "progress", "value": {"done": 2, "total": 5, "label": "…"}}` is
+a `progress` event.
+
+A synchronous checkpointer is called where the run is. `SqliteSaver` waits for its file without
+gevent's knowledge: while one writes, no other stream of the worker moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.pregel import Pregel
+from langgraph.types import Command, StreamMode
+
+from ..calls import Calls
+from ..errors import Code, Fault
+from ..events import Said, new_id
+from ..inputs import Fitting
+from .base import NOTHING, Input
+from .langgraph_events import Events, Shown
+from .langgraph_saver import shielded
+from .langgraph_threads import RUN, How, Place, find, note, take_back
+
+#: Events that begin something new.
+_BOUNDS = {"message", "step", "tool_result"}
+_MODES: list[StreamMode] = ["messages", "updates", "custom", "tasks"]
+
+
+class LangGraphSource:
+    """Asks a compiled graph.
+
+    `prepare` turns a run's input into the graph's own. `state` is what may be seen of the graph's
+    state after each step: nothing, all (True), some keys, or what a function makes of the values.
+    `checkpointer` is for a graph that was compiled without one.
+    """
+
+    def __init__(
+        self,
+        graph: Pregel[Any, Any, Any, Any],
+        prepare: Callable[[Input], Any] | None = None,
+        *,
+        state: Shown = None,
+        checkpointer: BaseCheckpointSaver[Any] | None = None,
+    ) -> None:
+        own = graph.checkpointer
+        saver = own if isinstance(own, BaseCheckpointSaver) else None
+        if own is None or own is True:
+            saver = checkpointer
+        self._saver = shielded(saver) if saver is not None else None
+        self._graph = graph.copy(update={"checkpointer": self._saver})
+        self._prepare = prepare
+        self._fitting = Fitting(graph)
+        self._state = state
+        self._modes = [*_MODES, "values"] if state else _MODES
+
+    def check(self, value: dict[str, Any]) -> None:
+        self._fitting.check(value, self._prepare is not None)
+
+    @property
+    def durable(self) -> bool:
+        """Whether a run that was broken off can be tried again without repeating what it did."""
+        return self._saver is not None
+
+    def stream(self, input: Input) -> Generator[Said, None, None]:
+        calls = Calls()
+        place = find(self._saver, input) if self._saver is not None else Place(How.FRESH, {})
+        # A second try goes on in the same log: its messages are not those of the first.
+        prefix = f"{new_id()[:6]}-m" if place.how is How.CONTINUES else "m"
+        events = Events(self._state, prefix)
+        config: RunnableConfig = {"callbacks": [calls], "configurable": place.configurable}
+        if input.run:
+            config["metadata"] = {RUN: input.run}
+        # What a step did is stored before the next begins: so no finished step is lost.
+        durability: Any = {"durability": "sync"} if self.durable else {}
+        chunks: Any = self._graph.stream(
+            self._asked(input, place),
+            config,
+            stream_mode=self._modes,
+            subgraphs=True,
+            **durability,
+        )
+        try:
+            for namespace, mode, data in chunks:
+                for said in events.of(namespace, mode, data):
+                    # What a call has cost is known before its last words have come through here.
+                    if calls.told and (said[0] in _BOUNDS or calls.told[0][0] == "custom"):
+                        yield from calls.take()
+                    yield said
+        except Exception as error:
+            yield from calls.take()
+            if calls.failed_with(error):
+                raise Fault(Code.MODEL_ERROR) from error
+            raise
+        finally:
+            chunks.close()
+        if events.interrupted and self._saver is not None and input.run:
+            note(self._saver, place, input.run)
+        yield from events.end()
+        yield from calls.end()
+
+    def _asked(self, input: Input, place: Place) -> Any:
+        """The graph's input. Raises ValueError for an answer that nobody has asked for."""
+        if place.how is How.CONTINUES:
+            return None
+        if input.resume is not NOTHING:
+            if place.how is not How.FOLLOWS:
+                raise ValueError("the graph knows nothing of the run that has asked")
+            if self._saver is not None:
+                take_back(self._saver, place)
+            # At a breakpoint nothing was asked: an answer would be taken for a later question's.
+            return Command(resume=input.resume) if place.asks else None
+        follows = place.how is How.FOLLOWS
+        if self._prepare is not None:
+            return _marked(self._prepare(input))
+        asked = self._fitting(input, remembered=follows)
+        if follows and isinstance(asked, dict) and "messages" in asked:
+            asked["messages"] = [*place.unanswered(), *asked["messages"]]
+        return _marked(asked)
+
+
+def _marked(asked: Any) -> Any:
+    """The input with an id for each message: a graph tells by it what it was asked with."""
+    if not isinstance(asked, dict):
+        return asked
+    return {name: _mark(value) for name, value in asked.items()}
+
+
+def _mark(value: Any) -> Any:
+    if isinstance(value, BaseMessage):
+        return value if value.id else value.model_copy(update={"id": new_id()})
+    return [_mark(one) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,25 @@
+"""An app with a chain for everybody and one that is not: `gunicorn tests.public:app`."""
+
+from __future__ import annotations
+
+import os
+
+from flask import Flask
+from langchain_openai import ChatOpenAI
+
+from flask_stream import FlaskStream
+from flask_stream.logs import set_up
+
+set_up()
+app = Flask(__name__)
+app.config.from_prefixed_env()
+stream = FlaskStream(app)
+
+model = ChatOpenAI(
+    model="scripted",
+    base_url=os.environ["OPENAI_BASE_URL"],
+    api_key=lambda: "test",
+    max_retries=0,
+)
+stream.add("chat", model)
+stream.add("open", model, public=True)

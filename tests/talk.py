@@ -1,0 +1,39 @@
+"""An app of chains that talk: `gunicorn tests.talk:app`.
+
+All of them ask the same model, with what was said before; they differ in what they do with a
+second question, and in what they keep of their answers.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from flask import Flask
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_openai import ChatOpenAI
+
+from flask_stream import FlaskStream
+
+app = Flask(__name__)
+app.config.from_prefixed_env()
+stream = FlaskStream(app)
+
+prompt = ChatPromptTemplate([("placeholder", "{history}"), ("human", "{question}")])
+talk: Any = prompt | ChatOpenAI(
+    model="scripted",
+    base_url=os.environ["OPENAI_BASE_URL"],
+    api_key=lambda: "test",
+    max_retries=0,
+    stream_usage=True,
+)
+stream.add("chat", talk)
+stream.add("queue", talk, multitask="queue")
+stream.add("interrupt", talk, multitask="interrupt")
+stream.add("replace", talk, multitask="replace")
+stream.add("cached", talk, cache=3600, version=os.environ.get("TALK_VERSION", ""))
+stream.add("other", talk, cache=3600)
+stream.add("brief", talk, cache=float(os.environ["TALK_BRIEF"]))
+stream.add("shared", talk, cache="shared")
+stream.add("waits", talk, cache=3600, multitask="queue")
+stream.add("again", talk, cache=3600, on_lost="restart")

@@ -1,0 +1,234 @@
+"""Talking with `tests.talk`: services that share a store, and what their model was really told."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flask_stream.events import Cursor, Event
+from flask_stream.runs import Runs
+from flask_stream.stores.base import Run
+
+from .people import NOBODY, Sent, Site, cookie
+from .provider import JSON, Call, Provider, Script
+from .server import Server, environment, gunicorn
+from .sse import Response, ServerSentEvent, request
+from .valkey import Valkey
+
+#: Where runs are kept, in all that is tested with more than one worker.
+STORES = ["sqlite", "redis"]
+
+#: Seconds for which the chain `brief` keeps its answers.
+BRIEF = 2.0
+
+
+class Pair(NamedTuple):
+    """Two services, of one worker each, that share a store; on `memory` the same one twice."""
+
+    one: Site
+    two: Site
+    provider: Provider
+
+
+@contextmanager
+def serving(
+    kind: str, folder: Path, provider: Provider, two: str = "", **settings: object
+) -> Iterator[Pair]:
+    """The services. `two` is the version of the second one's `cached` chain."""
+    with Valkey() if kind == "redis" else nullcontext() as valkey:
+        stores = {"memory": "memory://", "sqlite": f"sqlite:///{folder}/runs.db"}
+        given: dict[str, object] = {
+            "store": valkey.url if valkey else stores[kind],
+            "page": "true",
+            "lease": 3,
+            "TALK_BRIEF": BRIEF,
+            "OPENAI_BASE_URL": provider.url,
+        }
+        command = gunicorn(app="tests.talk:app")
+        env, other = (environment(**given | settings, TALK_VERSION=name) for name in ("", two))
+        with Server(command, env) as first:
+            one = Site(first)
+            if kind == "memory":
+                yield Pair(one, one, provider)
+                return
+            with Server(command, other) as second:
+                yield Pair(one, Site(second), provider)
+
+
+def person(site: Site) -> Sent:
+    """What a browser sends along that has been at the page: a session of its own."""
+    return cookie(request("GET", f"{site.url}/"))
+
+
+def at_once(*calls: Callable[[], Response]) -> list[Response]:
+    """What they answer, called at the same moment."""
+    barrier = threading.Barrier(len(calls))
+
+    def called(call: Callable[[], Response]) -> Response:
+        barrier.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(called, calls))
+
+
+# What the model says, and was told
+
+
+def about(asked: JSON) -> Script:
+    """It answers with what it was asked."""
+    return Script(["about ", asked["messages"][-1]["content"]])
+
+
+def told(call: Call) -> list[str]:
+    """The messages of a call, as `human: …` and `ai: …`."""
+    names = {"user": "human", "assistant": "ai"}
+    return [f"{names[said['role']]}: {said['content']}" for said in call.json["messages"]]
+
+
+# What is read
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A run, read to its end."""
+
+    run: str
+    events: list[ServerSentEvent]
+
+    @property
+    def shown(self) -> list[ServerSentEvent]:
+        """What it shows: all since it last began anew."""
+        resets = [place for place, event in enumerate(self.events) if event.type == "reset"]
+        return self.events[resets[-1] + 1 :] if resets else self.events
+
+    @property
+    def text(self) -> str:
+        said = [json.loads(event.data) for event in self.shown if event.type == "message"]
+        return "".join(data["content"] for data in said if "content" in data)
+
+    @property
+    def types(self) -> list[str]:
+        """The types of its events, with those that follow one of the same left out."""
+        types = ["chunk" if "content" in e.data else e.type for e in self.events]
+        return [type for place, type in enumerate(types) if types[place - 1 : place] != [type]]
+
+    @property
+    def end(self) -> dict[str, Any]:
+        """The one end, after every other event, each of which is there once and in order."""
+        places = [event.id.rpartition(":") for event in self.events]
+        assert [int(seq) for _, _, seq in places] == list(range(1, len(places) + 1))
+        assert {run for run, _, _ in places} == {self.run}
+        assert [event.type for event in self.events].count("end") == 1
+        end: dict[str, Any] = json.loads(self.events[-1].data)
+        return end
+
+    @property
+    def status(self) -> str:
+        status: str = self.end["status"]
+        return status
+
+    @property
+    def start(self) -> dict[str, Any]:
+        start: dict[str, Any] = json.loads(self.events[0].data)
+        assert self.events[0].type == "start"
+        return start
+
+    @property
+    def cached(self) -> bool:
+        """Whether it says of itself that it is one of before."""
+        values = [json.loads(event.data) for event in self.shown if event.type == "custom"]
+        assert values in ([], [{"name": "cached", "value": True}])
+        return bool(values)
+
+
+def read(site: Site, run: str, who: Sent = NOBODY) -> Answer:
+    """A run to its end."""
+    with site.follow(run, who) as stream:
+        assert stream.status == 200, stream.read()
+        return Answer(run, list(stream.events(20)))
+
+
+def ask(site: Site, question: str, who: Sent = NOBODY, **fields: Any) -> Answer:
+    """Ask, and read the answer to its end."""
+    return read(site, site.start(question, who, **fields), who)
+
+
+# Conversations
+
+
+def described(site: Site, run: str, who: Sent = NOBODY) -> dict[str, Any]:
+    """A run as `GET /runs/<run>` tells of it."""
+    answer = site.status(run, who)
+    assert answer.status == 200, answer.body
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def conversation_of(site: Site, run: str, who: Sent = NOBODY) -> str:
+    id: str = described(site, run, who)["conversation"]
+    return id
+
+
+def stop(site: Site, run: str, who: Sent = NOBODY) -> Response:
+    """Press Stop."""
+    return request("POST", f"{site.url}/runs/{run}/cancel", headers=who)
+
+
+def conversation(site: Site, method: str, id: str, who: Sent, json: Any = None) -> Response:
+    """`GET`, `PATCH` or `DELETE` one."""
+    return request(method, f"{site.url}/conversations/{id}", json=json, headers=who)
+
+
+def tree(site: Site, id: str, who: Sent) -> list[tuple[str, str | None, str]]:
+    """A conversation's runs, as (question, the parent's question, status)."""
+    answer = conversation(site, "GET", id, who)
+    assert answer.status == 200, answer.body
+    runs = answer.json()["runs"]
+    questions = {run["run"]: run["input"]["question"] for run in runs}
+    questions[None] = None
+    return [(questions[r["run"]], questions[r["parent"]], r["status"]) for r in runs]
+
+
+def begun(site: Site, question: str, who: Sent = NOBODY, **fields: Any) -> str:
+    """A run that has said `half of `, and is silent until the provider is told to release it."""
+    run = site.start(question, who, **fields)
+    with site.follow(run, who) as stream:
+        while (event := stream.next_event(20)) is not None and "half of " not in event.data:
+            pass
+    assert event is not None, site.server.log
+    return run
+
+
+#: What the model says to those: see `begun`.
+HALF = Script(["half of ", "an answer"], stall=1)
+
+
+# In one process
+
+
+def finish(runs: Runs, run: Run) -> tuple[str, list[Event]]:
+    """How a run ends, and all that it has said."""
+    reader = runs.read(Cursor(run.id, 0), run.principal)
+    assert reader is not None
+    events: list[Event] = []
+    until = time.monotonic() + 20
+    try:
+        while not events or events[-1].type != "end":
+            assert time.monotonic() < until, events
+            shared = reader.take()
+            if shared is None:
+                reader.wait(1)
+            else:
+                events += shared.events
+    finally:
+        reader.close()
+    status: str = events[-1].value()["status"]
+    return status, events

@@ -1,0 +1,221 @@
+"""The built-in agent: tools that are real, calls and results that stream, a model that cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flask_stream.chains.documents_index import Index, passages
+from flask_stream.chains.tools import calculator, search_in, time_in
+from flask_stream.errors import ConfigError
+
+from .provider import Provider, Script
+from .server import Server, environment, gunicorn
+from .sse import ServerSentEvent, Stream, request
+
+
+def calculate(expression: str) -> str:
+    return str(calculator.invoke({"expression": expression}))
+
+
+@pytest.mark.parametrize(
+    ("expression", "result"),
+    [
+        ("6 * 7", "42"),
+        ("(1 + 2) ** 3 - 4 / 8", "26.5"),
+        ("sqrt(2) * sqrt(2)", "2"),
+        ("-3 % 5 + 7 // 2", "5"),
+        ("round(pi, 2) + max(1, 2)", "5.14"),
+    ],
+)
+def test_it_calculates(expression: str, result: str) -> None:
+    assert calculate(expression) == result
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "9**9**9",
+        "9**9999",
+        "10.0**400",
+        "1/0",
+        "__import__('os').system('true')",
+        "(1).real",
+        "[1][0]",
+        "'a' * 9",
+        "lambda: 1",
+        "True + 1",
+        "sqrt(-1)",
+        "sqrt(1, base=2)",
+        "",
+        "1 +",
+        "1" * 501,
+        "(" * 300 + "1",
+        "(-8) ** 0.5",
+        "\0",
+    ],
+)
+def test_what_cannot_be_calculated_is_told_and_harms_nobody(expression: str) -> None:
+    assert calculate(expression).startswith("This cannot be calculated")
+
+
+@given(st.text(alphabet="0123456789+-*/%().e ,sqrtminaxlogp", max_size=60))
+def test_no_expression_takes_long_or_raises(expression: str) -> None:
+    assert calculate(expression)
+
+
+def test_the_time_is_told_in_any_zone() -> None:
+    told = time_in.invoke({"zone": "Europe/Berlin"})
+    assert re.fullmatch(r"\w+, \d\d \w+ \d{4}, [\d:]{8} \(Europe/Berlin, UTC\+0[12]00\)", told)
+    assert str(datetime.now(UTC).year) in time_in.invoke({})
+    assert "(America/New_York" in time_in.invoke({"zone": "new york"})
+    assert "Did you mean Europe/Berlin" in time_in.invoke({"zone": "Europe/Berlni"})
+    assert time_in.invoke({"zone": "../../etc/passwd"}).startswith("There is no zone")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    documents = tmp_path / "documents"
+    (documents / "inner").mkdir(parents=True)
+    (documents / "house.md").write_text(
+        "# The house\n\nIt is green.\n\n## Roof\n\nTiles are red.\n"
+    )
+    (documents / "inner" / "garden.txt").write_text("Roses grow beside the wall.\n")
+    (documents / "image.png").write_bytes(b"\x89PNG roses")
+    (tmp_path / "secret.txt").write_text("The secret is roses.")
+    (documents / "link.txt").symlink_to(tmp_path / "secret.txt")
+    return documents
+
+
+def test_documents_are_found_by_their_words(folder: Path) -> None:
+    index = Index(folder)
+    hit = index.search("what colour is a tile?")[0]
+    assert (hit.file, hit.title) == ("house.md", "Roof")
+    assert "Tiles are red." in hit.passage
+    assert [hit.file for hit in index.search("rose")] == ["inner/garden.txt"]
+    assert index.search('" OR * NEAR( AND') == []
+    assert index.search("?!") == []
+
+
+def test_the_index_follows_the_folder(folder: Path) -> None:
+    index = Index(folder)
+    assert index.search("bees") == []
+    new = folder / "new.md"
+    new.write_text("Bees hum.")
+    assert [hit.file for hit in index.search("bees")] == ["new.md"]
+    new.write_text("Wasps hum, too.")
+    os.utime(new, (1, 1))
+    assert index.search("bees") == []
+    new.unlink()
+    assert index.search("wasps") == []
+
+
+@given(st.text(max_size=5000))
+def test_no_word_of_a_text_is_lost(text: str) -> None:
+    kept = "".join(f"{title} {body}" for title, body in passages(text, ""))
+    # A heading without text below it has no passage.
+    words = {
+        w for line in text.splitlines() if not line.lstrip().startswith("#") for w in line.split()
+    }
+    assert all(word in kept for word in words if len(word) < 100)
+
+
+def test_no_folder_is_told_at_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="STREAM_DOCUMENTS"):
+        search_in(str(tmp_path / "nowhere"))
+
+
+# The service
+
+
+def ask(server: Server, question: str) -> list[ServerSentEvent]:
+    with Stream(
+        f"{server.url}/stream_agent",
+        method="POST",
+        headers={"Content-Type": "application/json"},
+        body=json.dumps({"question": question}).encode(),
+    ) as stream:
+        return list(stream.events())
+
+
+@pytest.fixture
+def agent(provider: Provider, folder: Path) -> Iterator[Server]:
+    env = environment(
+        model="openai:scripted",
+        model_retries=0,
+        documents=folder,
+        checkpoints="memory://",
+        OPENAI_BASE_URL=provider.url,
+        OPENAI_API_KEY="test",
+    )
+    with Server(gunicorn(), env) as server:
+        yield server
+
+
+def test_calls_and_results_stream_as_they_happen(agent: Server, provider: Provider) -> None:
+    rounds = iter(
+        [
+            Script(["I", " look."], tools=[("calculator", {"expression": "6 * 7"})]),
+            Script(
+                [],
+                tools=[
+                    ("search_documents", {"query": "roses"}),
+                    ("time_in", {"zone": "Asia/Tokyo"}),
+                ],
+            ),
+            Script(["It", " is", " 42."]),
+        ]
+    )
+    provider.script = lambda _: next(rounds)
+    events = ask(agent, "What is it?")
+    told: list[tuple[str, Any]] = [(e.type, json.loads(e.data)) for e in events]
+    calls = [data for type, data in told if type == "tool_call"]
+    assert [(call["name"], call["args"]) for call in calls] == [
+        ("calculator", {"expression": "6 * 7"}),
+        ("search_documents", {"query": "roses"}),
+        ("time_in", {"zone": "Asia/Tokyo"}),
+    ]
+    results = {data["name"]: data for type, data in told if type == "tool_result"}
+    assert results["calculator"]["content"] == "42"
+    assert "inner/garden.txt" in results["search_documents"]["content"]
+    assert "Asia/Tokyo" in results["time_in"]["content"]
+    assert all(result["status"] == "success" for result in results.values())
+    texts = [data["content"] for type, data in told if "content" in data and "message" in data]
+    assert "".join(texts) == "I look.It is 42."
+    assert len([1 for type, _ in told if type == "usage"]) == 3
+    assert ("step", {"node": "tools", "status": "done"}) in told
+    assert told[-1] == ("end", {"status": "done", "error": None})
+    # The result went to the model as a tool's, and nothing but text came from outside.
+    roles = [message["role"] for message in provider.calls[-1].json["messages"]]
+    assert roles[0] == "system"
+    assert roles.count("user") == 1
+    assert roles.count("tool") == 3
+
+
+def test_a_tool_that_cannot_says_why_to_the_model(agent: Server, provider: Provider) -> None:
+    rounds = iter(
+        [Script([], tools=[("calculator", {"expression": "1/0"})]), Script(["It cannot be."])]
+    )
+    provider.script = lambda _: next(rounds)
+    events = ask(agent, "Divide.")
+    (result,) = [json.loads(e.data) for e in events if e.type == "tool_result"]
+    assert result["content"].startswith("This cannot be calculated")
+    assert json.loads(events[-1].data)["status"] == "done"
+
+
+def test_where_the_model_cannot_use_tools_it_says_so() -> None:
+    env = environment(model="local:smollm2", local_url="http://127.0.0.1:9/v1", local_key="none")
+    with Server(gunicorn(), env) as server:
+        answer = request("POST", f"{server.url}/runs", json={"chain": "agent", "input": "Hello"})
+    assert answer.status == 503
+    assert "too small to use tools" in answer.json()["detail"]
+    assert answer.json()["field"] == "chain"

@@ -1,0 +1,151 @@
+"""An app of chains for WebSocket and Socket.IO: `gunicorn tests.wires:app`.
+
+`/vanilla` and `/steps` are the pages that tutorials have; `/left` tells what the worker has open.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+from flask import Flask
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_openai import ChatOpenAI
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.graph import START, MessagesState, StateGraph
+
+from flask_stream import FlaskStream
+from flask_stream.extension import Service
+
+VANILLA = """<!doctype html><title>Vanilla</title><link rel=icon href="data:,">
+<form id=form><input id=question><button>Send</button></form><pre id=answer></pre>
+<p id=state>connecting</p>
+<script>
+  const byId = (id) => document.getElementById(id);
+  const socket = new WebSocket(`ws://${location.host}/ws/CHAIN?format=text`);
+  socket.onopen = () => { byId("state").textContent = "open"; };
+  socket.onclose = () => { byId("state").textContent = "closed"; };
+  socket.onmessage = (event) => {
+    if (event.data === "<END_STREAM>") byId("state").textContent = "done";
+    else byId("answer").append(event.data);
+  };
+  byId("form").onsubmit = (event) => {
+    event.preventDefault();
+    byId("answer").textContent = "";
+    byId("state").textContent = "asked";
+    socket.send(byId("question").value);
+  };
+</script>"""
+
+STEPS = """<!doctype html><title>Steps</title><link rel=icon href="data:,">
+<form id=form><input id=question><button>Send</button></form>
+<ol id=steps></ol><pre id=answer></pre><p id=state>connecting</p>
+<script>
+  const byId = (id) => document.getElementById(id);
+  const socket = new WebSocket(`ws://${location.host}/ws/agent`);
+  socket.onopen = () => { byId("state").textContent = "open"; };
+  socket.onmessage = (event) => {
+    const { type, data } = JSON.parse(event.data);
+    if (type === "step") {
+      const item = document.createElement("li");
+      item.textContent = `${data.node} ${data.status}`;
+      byId("steps").append(item);
+    } else if (type === "chunk") byId("answer").append(data.content);
+    else if (type === "end") byId("state").textContent = data.status;
+    else if (type === "error") byId("state").textContent = data.detail;
+  };
+  byId("form").onsubmit = (event) => {
+    event.preventDefault();
+    byId("answer").textContent = "";
+    byId("steps").textContent = "";
+    byId("state").textContent = "asked";
+    const message = byId("question").value;
+    socket.send(JSON.stringify({ session_id: "session-1", message }));
+  };
+</script>"""
+
+
+def agent(model: ChatOpenAI) -> Any:
+    """A graph of one node that talks, whose state outlives the process."""
+    graph = StateGraph(MessagesState)
+    graph.add_node("talk", lambda state: {"messages": [model.invoke(state["messages"])]})
+    graph.add_edge(START, "talk")
+    file = os.environ.get("WIRES_STATE")
+    connection = sqlite3.connect(file or ":memory:", check_same_thread=False)
+    saver = SqliteSaver(connection)
+    saver.setup()
+    return graph.compile(checkpointer=saver)
+
+
+def create_app() -> Flask:
+    """The app; the provider is the one that the environment names."""
+    app = Flask(__name__)
+    app.config.from_prefixed_env()
+    stream = FlaskStream(app)
+    model = ChatOpenAI(
+        model="scripted",
+        base_url=os.environ["OPENAI_BASE_URL"],
+        api_key=lambda: "test",
+        max_retries=0,
+    )
+    prompt = ChatPromptTemplate([("placeholder", "{history}"), ("human", "{question}")])
+    talk: Any = prompt | model
+    stream.add("chat", talk)
+    stream.add("queue", talk, multitask="queue")
+    stream.add("interrupt", talk, multitask="interrupt")
+    stream.add("agent", agent(model))
+
+    @stream.chain("count")
+    def count(question: str) -> Iterator[str]:
+        """`<numbers> <seconds>`: so many numbers, with that pause after each."""
+        numbers, _, pause = question.partition(" ")
+        for number in range(int(numbers)):
+            yield f"{number} "
+            if pause:
+                time.sleep(float(pause))
+
+    @stream.chain("much")
+    def much(question: str) -> Iterator[str]:
+        """So many kilobytes, one by one."""
+        for number in range(int(question)):
+            yield f"{number:08}" * 128
+
+    @stream.chain("broken")
+    def broken(question: str) -> Iterator[str]:
+        yield "One "
+        raise RuntimeError("a fault")
+
+    @app.get("/vanilla/<chain>")
+    def vanilla(chain: str) -> str:
+        return VANILLA.replace("CHAIN", chain)
+
+    @app.get("/steps")
+    def steps() -> str:
+        return STEPS
+
+    @app.get("/left")
+    def left() -> dict[str, int]:
+        gc.collect()
+        service: Service = app.extensions["flask_stream"]
+        greenlets = [one for one in gc.get_objects() if issubclass(type(one), gevent.Greenlet)]
+        assert service.sockets is not None
+        return {
+            "pid": os.getpid(),
+            "sockets": service.sockets.open,
+            "seats": service.access.quotas._seats,
+            "greenlets": len([one for one in greenlets if not one.dead]),
+            "files": len(os.listdir("/proc/self/fd")),
+        }
+
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return create_app()
+    raise AttributeError(name)
