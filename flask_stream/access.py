@@ -97,8 +97,6 @@ class Access:
         """
         if not before.known:
             return None
-        if before.expires is not None and time.time() >= before.expires:
-            return "The sign-in has expired."
         try:
             self._check_revoked(before.principal, before.issued)
             # As a request that is made now: what was remembered of this one counts no more.
@@ -108,7 +106,9 @@ class Access:
         except Unauthorized as error:
             return error.detail
         except Unavailable:
-            return None  # nobody is sent away because we cannot tell
+            # Nobody is sent away because we cannot tell; but this much we can.
+            over = before.expires is not None and time.time() >= before.expires
+            return "The sign-in has expired." if over else None
         return None if visitor.principal == before.principal else "The sign-in has ended."
 
     def revoke(self, principal: str) -> None:

@@ -162,6 +162,7 @@ class TokenAuth:
     def _key_of(self, token: str) -> Any:
         if self._jwks is None:
             return self._key
+        self._jwt.get_unverified_header(token)  # for what is no token, no key is fetched
         try:
             self._jwks.get_jwk_set()
         except (self._jwt.PyJWTError, ValueError, OSError) as error:

@@ -273,6 +273,10 @@ def test_who_is_revoked_reads_no_further(site: Site, provider: Provider, format:
         assert (event.type, event.data) == ("error", "The sign-in has ended.")
     # It is no event of the run, and no place to go on from.
     assert event.id == f"{run}:3"
+    if site.way == "own":
+        # There the app itself says who is signed in, from one request to the next.
+        assert site.ask("more", carol).status == 201
+        return
     for verb in (READS[0], READS[2], READS[7]):
         refused(of(site, verb, run, carol), 401)
     refused(site.ask("more", carol), 401)

@@ -397,11 +397,12 @@ def test_a_message_stops_a_run(site: Server, provider: Provider) -> None:
         with ws(site) as socket:
             socket.say("stop this")
             run = run_of(socket.events("chunk")[0])
-            message: dict[str, Any] = {
+            messages: dict[str, dict[str, Any]] = {
                 "last": {"cancel": True},
                 "run": {"cancel": run},
                 "both": {"cancel": True, "run": run},
-            }[say]
+            }
+            message = messages[say]
             socket.ask(**message)
             end = socket.events()[-1]
             assert (run_of(end), end["data"]["status"]) == (run, "cancelled")
@@ -1267,7 +1268,8 @@ def test_a_line_that_is_sealed_with_tls(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         server = pool.submit(ours.wrap_socket, near, server_side=True)
         with theirs.wrap_socket(far, server_hostname="localhost") as client:
-            line = Line(server.result(), patience=0.3)
+            sealed_end = server.result()
+            line = Line(sealed_end, patience=0.3)
             client.sendall(b"hello")
             assert line.recv(100) == b"hello"
             line.send(frame("x" * 3000))
@@ -1281,7 +1283,7 @@ def test_a_line_that_is_sealed_with_tls(tmp_path: Path) -> None:
             with pytest.raises(BrokenPipeError):
                 line.send(frame("y"))
             line.finish(b"\x88\x02\x03\xf5")
-            near.close()
+            sealed_end.close()
 
 
 def test_the_development_server_has_it_as_well(provider: Provider, tmp_path: Path) -> None:

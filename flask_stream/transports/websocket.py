@@ -77,6 +77,7 @@ class WebSockets:
     def serve(self, ws: Any, desk: Desk, permit: Permit, format: str) -> None:
         """Talk to one client until it goes. It leaves the permit."""
         ws.max_message_size = self._bounds.size
+        ws.ws = ws.ws.connection  # without what is left of the handshake: four kilobytes
         connection = Connection(ws, desk, permit, self._bounds, format)
         with self._lock:
             self._open[connection] = None
