@@ -13,6 +13,7 @@ from .chains.agent import agent
 from .chains.chat import chat
 from .chains.chosen import ChosenModel
 from .chains.models import tools_refusal
+from .chains.summary import Summary
 from .extension import FlaskStream, Service
 from .headers import headers
 from .logs import set_up
@@ -52,6 +53,7 @@ def create_app(**settings: Any) -> Flask:
         chat(model, own),
         input=lambda input: {"question": input.question, "history": history(input)},
     )
+    stream.add("summary", Summary(own))
     if find_spec("langchain") is not None:
         stream.add("agent", agent(model, own), refusal=lambda: tools_refusal(own))
     return app

@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 from .access import Access
 from .commands import make_key
 from .conversations import USUAL
+from .documents import text_of
 from .errors import BadRequest, RequestError
 from .events import Cursor, new_id
 from .history import shown
@@ -27,6 +28,7 @@ from .requests import (
     asked,
     cursor,
     fields,
+    form,
     number,
     refuse_head,
 )
@@ -102,13 +104,19 @@ def _check_change() -> None:
 def start() -> ResponseReturnValue:
     """`POST /runs`: start a run, or find the one of that id."""
     visitor = visitor_of()
-    body = fields(Start, sent())
+    settings = service().settings
+    if request.mimetype == "multipart/form-data":
+        values, (name, data) = form(settings.max_upload, settings.body_timeout)
+        text = text_of(name, data, settings.max_document, settings.max_pages)
+        body = fields(Start, values | {"input": {"document": text}})
+    else:
+        body = fields(Start, sent())
     if (body.input is None) == ("resume" not in body.model_fields_set):
         raise BadRequest("Send input, or resume for an answer that was asked for.", field="input")
     if body.input is None:
         value = {"resume": body.resume}
     else:
-        value = asked(body.input, service().settings.max_question)
+        value = asked(body.input, settings.max_question)
     check_start(visitor, body.chain)
     run, new = start_for(visitor, _asked(body, body.chain, value))
     response = jsonify(described(run))

@@ -102,6 +102,9 @@ class Settings:
     )
     max_question: int = _setting(8000, "Characters that a question may have.", least=1)
     max_body: int = _setting(1_048_576, "Bytes that a request's body may have.", least=1)
+    max_upload: int = _setting(
+        20_000_000, "Bytes that a request with a document may have.", least=1
+    )
     body_timeout: float = _setting(30, "That a request's body may take to come.", least=0.1)
     origins: str = _setting(
         "",

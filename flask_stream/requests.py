@@ -8,10 +8,13 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from io import BytesIO
 from typing import Any, TypeVar
 
 from flask import abort, request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from werkzeug.exceptions import HTTPException
+from werkzeug.formparser import MultiPartParser
 
 from .errors import BadRequest, TooLarge, TooSlow, UnsupportedType
 from .events import Cursor
@@ -111,6 +114,33 @@ def json_body(most: int, patience: float) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise BadRequest("The body is not a JSON object.", field="body")
     return body
+
+
+def form(most: int, patience: float) -> tuple[dict[str, str], tuple[str, bytes]]:
+    """The fields of a multipart body, and its one file, `document`: name and content.
+
+    Raises RequestError as `json_body` does.
+    """
+    if (request.content_length or 0) > most:
+        raise TooLarge(f"The body has more than {most} bytes.", field="body")
+    request.max_content_length = None
+    raw = _read(most + 1, patience)
+    if len(raw) > most:
+        raise TooLarge(f"The body has more than {most} bytes.", field="body")
+    if request.content_length is not None and len(raw) < request.content_length:
+        raise BadRequest("The body is not whole.", field="body")
+    parser = MultiPartParser(max_form_memory_size=most, max_form_parts=20)
+    try:
+        boundary = request.mimetype_params["boundary"].encode("ascii")
+        values, files = parser.parse(BytesIO(raw), boundary, len(raw))
+    except (KeyError, ValueError, HTTPException) as error:
+        raise BadRequest("The body is no form.", field="body") from error
+    for name in files.keys() - {"document"}:
+        raise BadRequest(f"{name} is not a field.", field=name)
+    file = files.get("document")
+    if file is None:
+        raise BadRequest("document is missing.", field="document")
+    return dict(values), (file.filename or "", file.read())
 
 
 def _read(most: int, patience: float) -> bytes:

@@ -21,8 +21,8 @@ from pypdf.generic import (
     StreamObject,
 )
 
-from flask_stream.chains import documents
-from flask_stream.chains.documents import text_of
+from flask_stream import documents
+from flask_stream.documents import text_of
 from flask_stream.errors import BadRequest, RequestError, TooLarge
 
 MOST, PAGES = 10_000, 5

@@ -39,7 +39,7 @@ LAYERS = [
     ["*.base"],
     ["calls"],
     ["messages", "inputs"],
-    ["config", "faults", "tasks", "logs", "schemas"],
+    ["config", "faults", "tasks", "logs", "schemas", "documents"],
     ["events"],
     ["errors"],
 ]

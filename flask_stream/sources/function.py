@@ -48,8 +48,11 @@ class FunctionSource:
         self._whole = _takes_input(function)
 
     def check(self, value: dict[str, Any]) -> None:
-        # A function that takes it all knows best what it can take.
-        if not self._whole and value.keys() != {"question"}:
+        # A function that takes it all knows best what it can take, and may say so.
+        own = getattr(self._function, "check", None)
+        if own is not None:
+            own(value)
+        elif not self._whole and value.keys() != {"question"}:
             raise BadRequest("This chain takes a question.", field="input")
 
     def stream(self, input: Input) -> Generator[Said, None, None]:

@@ -1,0 +1,15 @@
+"""An app with the built-in summary: `gunicorn tests.summaries:app`."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from flask_stream import FlaskStream
+from flask_stream.chains.summary import Summary
+from flask_stream.extension import Service
+
+app = Flask(__name__)
+app.config.from_prefixed_env()
+stream = FlaskStream(app)
+service: Service = app.extensions["flask_stream"]
+stream.add("summary", Summary(service.settings))
