@@ -48,11 +48,14 @@ from .serving import (
     welcomed,
 )
 from .starts import NEWEST, Asked
+from .tasks import NativeThread
 from .tickets import Ticket
 
 HERE = Path(__file__).parent
 #: In a wheel the templates are inside the package; in a checkout they stand beside it.
 TEMPLATES = next(p for p in (HERE / "templates", HERE.parent / "templates") if p.is_dir())
+#: Where documents are read.
+reader = NativeThread()
 #: Seconds that a request to cancel waits for the model to have stopped.
 CANCEL_WAIT = 10.0
 
@@ -107,7 +110,9 @@ def start() -> ResponseReturnValue:
     settings = service().settings
     if request.mimetype == "multipart/form-data":
         values, (name, data) = form(settings.max_upload, settings.body_timeout)
-        text = text_of(name, data, settings.max_document, settings.max_pages)
+        check_start(visitor, values.get("chain", ""))
+        # On a thread of its own: a page that is made to be slow would hold up everybody.
+        text = reader.call(text_of, name, data, settings.max_document, settings.max_pages)
         body = fields(Start, values | {"input": {"document": text}})
     else:
         body = fields(Start, sent())
@@ -237,10 +242,15 @@ def ready() -> ResponseReturnValue:
 
 
 def chat(conversation: str | None = None) -> ResponseReturnValue:
-    """`GET /`, `GET /c/<conversation>`: the page, for a new conversation or for that one."""
+    """`GET /`, `GET /c/<conversation>`: the page, for a new conversation or for that one.
+
+    `?chain=` names another chain than `chat`, or than the first where there is no `chat`.
+    """
     settings = service().settings
+    names = runs().starts.names()
+    chain = request.args.get("chain") or ("chat" if "chat" in names else None)
     data = {
-        "chain": "chat",
+        "chain": chain or next(iter(names), "chat"),
         "conversation": conversation,
         "conversations": url_for(".conversations"),
         "home": url_for(".chat"),

@@ -22,11 +22,17 @@ _STOP = 10.0
 
 
 class Conversations:
-    """The conversations of one service. `cancel` stops a live run and waits for it."""
+    """The conversations of one service.
 
-    def __init__(self, store: Store, cancel: Callable[[str, float], Run]) -> None:
+    `cancel` stops a live run and waits for it; `forget` has a run's chain forget all of it.
+    """
+
+    def __init__(
+        self, store: Store, cancel: Callable[[str, float], Run], forget: Callable[[Run], None]
+    ) -> None:
         self._store = store
         self._cancel = cancel
+        self._forget = forget
 
     def page(
         self, who: str, limit: int = USUAL, before: str | None = None
@@ -68,10 +74,13 @@ class Conversations:
         with _reading():
             self._found(who, id)
             # The last one first: none that waits for another is to begin when that ends.
-            for run in reversed(self._store.runs(who, id)):
+            runs = self._store.runs(who, id)
+            for run in reversed(runs):
                 if run.live:
                     self._cancel(run.id, _STOP)
             self._store.forget(who, id)
+        for run in {run.chain: run for run in runs}.values():
+            self._forget(run)
         logger.info("conversation %s: removed", id)
 
     def _found(self, who: str, id: str) -> Conversation:

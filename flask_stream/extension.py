@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -32,6 +34,8 @@ from .stores.base import Store
 from .stores.memory import MemoryStore
 from .stores.sqlite import SqliteStore
 from .transports.sse import SSE, Pace
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from .transports.websocket import WebSockets
@@ -81,6 +85,7 @@ class FlaskStream:
     def __init__(self, app: Flask | None = None, **settings: Any) -> None:
         self._chains: dict[str, Chain] = {}
         self._given = settings
+        self._saver: Callable[[], Any] = lambda: None
         if app is not None:
             self.init_app(app)
 
@@ -91,6 +96,8 @@ class FlaskStream:
             hops = settings.proxies
             fixed = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)
             app.wsgi_app = fixed  # type: ignore[method-assign]
+        folder = app.instance_path
+        self._saver = cache(lambda: _checkpoints(settings.checkpoints, folder))
         store = open_store(settings.store, app.instance_path)
         access = Access(app, settings, store)
         limits = Limits(
@@ -170,15 +177,17 @@ class FlaskStream:
             raise ConfigError(f"chain {name!r}", "is there already")
         if on_lost not in ("fail", "restart") or attempts < 1:
             raise ConfigError(f"chain {name!r}", "has an on_lost or attempts that cannot be")
-        source = _source(name, chain, input, state)
+        source = _source(name, chain, input, state, lambda: self._saver())
         if multitask not in MULTITASK:
             raise ConfigError(f"chain {name!r}", f"has a multitask of none of {MULTITASK}")
         shared = cache == "shared"
         seconds = DAY if shared else cache or 0.0
         if isinstance(seconds, str | bool) or not 0 <= seconds <= LONGEST:
             raise ConfigError(f"chain {name!r}", "has a cache that is no number of seconds")
-        if seconds and getattr(source, "durable", False):
-            raise ConfigError(f"chain {name!r}", "has a cache, and a state that it would miss")
+        if seconds and _is_graph(chain) and chain.checkpointer is not False:
+            raise ConfigError(
+                f"chain {name!r}", "has a cache, and a state that would miss what it answers"
+            )
         self._chains[name] = Chain(
             name,
             source,
@@ -240,6 +249,7 @@ def _source(
     chain: Any,
     prepare: Callable[[Input], Any] | None,
     state: bool | Sequence[str] | Callable[[Any], Any],
+    saver: Callable[[], Any],
 ) -> Source:
     if hasattr(chain, "stream"):
         try:
@@ -247,13 +257,23 @@ def _source(
                 # Imported when it is wanted: langgraph is an extra.
                 from .sources.langgraph import LangGraphSource
 
-                return LangGraphSource(chain, prepare, state=state)
+                return LangGraphSource(chain, prepare, state=state, checkpointer=saver)
             return LangChainSource(chain, prepare)
         except ValueError as error:
             raise ConfigError(f"chain {name!r}", f"cannot be asked: {error}") from error
     if callable(chain):
         return FunctionSource(chain)
     raise ConfigError(f"chain {name!r}", f"is {chain!r}, which has no stream and is no function")
+
+
+def _checkpoints(url: str, folder: str) -> Any:
+    # LangGraph is an extra, and so is its SQLite: who has it not, and named nothing, has no state.
+    from .checkpoints import open_checkpoints
+
+    if url.startswith("sqlite:") and find_spec("langgraph.checkpoint.sqlite") is None:
+        logger.warning("graphs keep no state: pip install 'flask-llm-stream[graph]'")
+        return None
+    return open_checkpoints(url, folder)
 
 
 def _is_graph(chain: Any) -> bool:

@@ -171,6 +171,16 @@ class Live:
         if self._runners.pop(run.id, None) is runner:
             self.journal.release(runner.log)
 
+    def forget(self, run: Run) -> None:
+        """Have the run's chain remove what it knows of the run's conversation."""
+        chain = self._chains.get(run.chain)
+        forget = getattr(chain.source, "forget", None) if chain is not None else None
+        if chain is not None and forget is not None:
+            try:
+                forget(_thread(chain, run))
+            except Exception as error:  # whatever a checkpointer raises: the runs are gone already
+                logger.error("run %s: its chain's state is not removed: %s", run.id, error)
+
     def runner(self, run: str) -> Runner | None:
         """Who works on the run, if it is somebody here."""
         return self._runners.get(run)

@@ -40,7 +40,7 @@ class Runs:
         self._live = Live(store, chains, times, spent)
         self._journal = self._live.journal
         self.starts = Starts(store, chains, times, self._live, self.cancel)
-        self.conversations = Conversations(store, self.cancel)
+        self.conversations = Conversations(store, self.cancel, self._live.forget)
 
     @property
     def live(self) -> int:

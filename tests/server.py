@@ -21,6 +21,7 @@ _WORKER = re.compile(r"Booting worker with pid: (\d+)")
 USUAL = {
     "FLASK_SECRET_KEY": "a key for tests",
     "FLASK_STREAM_STORE": "memory://",
+    "FLASK_STREAM_CHECKPOINTS": "memory://",
     "FLASK_STREAM_START_LIMIT": "",
     "FLASK_STREAM_ADDRESS_LIMIT": "",
     "FLASK_STREAM_MAX_RUNS": "0",

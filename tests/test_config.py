@@ -185,8 +185,9 @@ def test_with_nothing_set_the_defaults_hold() -> None:
     assert settings.origins == ""
     assert settings.model is None
     settings = create_app().extensions["flask_stream"].settings
-    limits = {"start_limit": "30/minute", "address_limit": "120/minute"}
-    assert settings == Settings(store="memory://", page=True, **limits)
+    assert settings == Settings(
+        store="memory://", page=True, start_limit="30/minute", address_limit="120/minute"
+    )
 
 
 def test_a_whole_number_is_a_number() -> None:

@@ -19,7 +19,7 @@ LAYERS = [
     ["__init__"],
     ["app", "gunicorn"],
     ["extension"],
-    ["blueprint", "sockets"],
+    ["blueprint", "sockets", "checkpoints"],
     ["serving", "openapi", "commands", "headers"],
     ["permits"],
     ["access"],

@@ -579,3 +579,26 @@ def test_the_client_tells_every_event_once(page: Page, site: Server, provider: P
     )
     events = [[run, 3, "chunk"], [run, 4, "chunk"], [run, 5, "end"]]
     assert told == ["connecting", "open", *events, "ended"]
+
+
+def test_a_conversation_opens_by_its_address(page: Page, site: Server, provider: Provider) -> None:
+    provider.script = Script(["Tokyo."])
+    visit(page, site.url)
+    ask(page, "The capital of Japan?")
+    says(page, "Tokyo.")
+    reaches(page, "done")
+    listed = page.request.get(f"{site.url}/conversations").json()["conversations"]
+    assert [one["title"] for one in listed] == ["The capital of Japan?"]
+    # In another tab, which knows nothing of it.
+    other = page.context.new_page()
+    visit(other, f"{site.url}/c/{listed[0]['id']}")
+    expect(other.locator(".question")).to_have_text("The capital of Japan?")
+    expect(other.locator(".answer")).to_have_text("Tokyo.")
+    # And it goes on from there.
+    ask(other, "And of France?")
+    expect(other.locator(".answer")).to_have_count(2)
+    assert provider.wait_calls(2)
+    said = [message["content"] for message in provider.calls[1].json["messages"]]
+    assert said[-3:] == ["The capital of Japan?", "Tokyo.", "And of France?"]
+    visit(other, f"{site.url}/c/{'0' * 32}")
+    expect(other.locator("#problem")).to_have_text("This conversation cannot be opened here.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -98,10 +99,12 @@ class ChosenModel(BaseChatModel):
 
 def _once(name: tuple[str, str], settings: Settings) -> Callable[[], BaseChatModel]:
     made: list[BaseChatModel] = []
+    lock = threading.Lock()
 
     def make() -> BaseChatModel:
-        if not made:
-            made.append(make_model(name, settings))
-        return made[0]
+        with lock:  # the first question may come with others beside it
+            if not made:
+                made.append(make_model(name, settings))
+            return made[0]
 
     return make

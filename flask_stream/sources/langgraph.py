@@ -19,6 +19,7 @@ gevent's knowledge: while one writes, no other stream of the worker moves.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import cached_property
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -27,6 +28,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.pregel import Pregel
 from langgraph.types import Command, StreamMode
 
+from .. import tasks
 from ..calls import Calls
 from ..errors import Code, Fault
 from ..events import Said, new_id
@@ -38,6 +40,9 @@ from .langgraph_threads import RUN, How, Place, find, note, take_back
 
 #: Events that begin something new.
 _BOUNDS = {"message", "step", "tool_result"}
+#: A checkpointer, or what finds one when it is first needed.
+Offered = BaseCheckpointSaver[Any] | Callable[[], BaseCheckpointSaver[Any] | None] | None
+
 _MODES: list[StreamMode] = ["messages", "updates", "custom", "tasks"]
 
 
@@ -55,18 +60,33 @@ class LangGraphSource:
         prepare: Callable[[Input], Any] | None = None,
         *,
         state: Shown = None,
-        checkpointer: BaseCheckpointSaver[Any] | None = None,
+        checkpointer: Offered = None,
     ) -> None:
         own = graph.checkpointer
-        saver = own if isinstance(own, BaseCheckpointSaver) else None
-        if own is None or own is True:
-            saver = checkpointer
-        self._saver = shielded(saver) if saver is not None else None
-        self._graph = graph.copy(update={"checkpointer": self._saver})
+        self._own = own if isinstance(own, BaseCheckpointSaver) else None
+        self._offered = checkpointer if own is None or own is True else None
+        self._compiled = graph
         self._prepare = prepare
         self._fitting = Fitting(graph)
         self._state = state
         self._modes = [*_MODES, "values"] if state else _MODES
+
+    @cached_property
+    def _saver(self) -> BaseCheckpointSaver[Any] | None:
+        # Looked for when the graph is first asked: by then, the app is all there.
+        offered = self._offered
+        saver = self._own or (offered() if callable(offered) else offered)
+        return shielded(saver) if saver is not None else None
+
+    @cached_property
+    def _graph(self) -> Pregel[Any, Any, Any, Any]:
+        return self._compiled.copy(update={"checkpointer": self._saver})
+
+    def forget(self, thread: str) -> None:
+        """Remove what the graph knows of a conversation."""
+        if self._saver is not None:
+            with tasks.shield():
+                self._saver.delete_thread(thread)
 
     def check(self, value: dict[str, Any]) -> None:
         self._fitting.check(value, self._prepare is not None)

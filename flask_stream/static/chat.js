@@ -30,7 +30,7 @@ let following = true;
 
 begin();
 
-function begin() {
+async function begin() {
   composer.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
   input.addEventListener("input", keep);
   input.addEventListener("keydown", (event) => {
@@ -53,12 +53,26 @@ function begin() {
   new ResizeObserver(() => (following ? toBottom() : watch())).observe(conversation);
 
   status.textContent = "";
+  if (page.conversation && page.conversation !== chat.conversation) await open(page.conversation);
   for (const run of chat.runs) addTurn({ run }).follow();
   if (chat.pending) ask(addTurn(chat.pending));
   settle();
   write(input.value || chat.draft);
   for (const button of [send, anew, ...welcome.querySelectorAll("button")]) button.disabled = false;
   home();
+}
+
+// A conversation that this tab does not know: the branch that ends with its newest run.
+async function open(id) {
+  chat = blank();
+  const answer = await fetch(`${page.conversations}/${id}`).catch(() => null);
+  if (!answer?.ok) return complain("This conversation cannot be opened here.");
+  const runs = new Map((await answer.json()).runs.map((run) => [run.run, run]));
+  chat.conversation = id;
+  for (let run = [...runs.values()].at(-1); run; run = runs.get(run.parent)) {
+    chat.runs.unshift(run.run);
+  }
+  remember();
 }
 
 // Asking and stopping
@@ -75,15 +89,16 @@ function submit() {
 }
 
 async function ask(turn) {
-  const { run, question, parent } = turn;
+  const { run, question, parent, resume } = turn;
   turn.busy = true;
   turn.trying = new AbortController();
-  chat.pending = { run, question, parent };
+  chat.pending = { run, question, parent, resume };
   remember();
   complain(null);
   turn.say("connecting", "Connecting…");
   toBottom();
-  const body = { chain: page.chain, input: question, run };
+  const said = resume === undefined ? { input: question } : { resume };
+  const body = { chain: page.chain, run, ...said };
   if (chat.conversation) body.conversation = chat.conversation;
   if (parent) body.parent = parent;
   try {
@@ -111,7 +126,7 @@ function refused(turn, refusal) {
     turn.fail("This question was not sent.", "ask", null);
   } else {
     removeTurn(turn);
-    write(turn.question);
+    write(turn.question ?? "");
     say(null, words ? "failed" : "stopped", words ? "Not sent" : "Stopped");
   }
   complain(words, refusal.field === "input");
@@ -128,6 +143,12 @@ function again(turn) {
     ask(turn);
   }
   home();
+}
+
+// What a run has asked is answered by the run that follows it.
+function answered(turn, resume) {
+  if (live()) return;
+  ask(addTurn({ run: newRun(), question: null, parent: turn.run, resume }));
 }
 
 function halt(turn) {
@@ -207,6 +228,7 @@ function addTurn(asked) {
     onStatus: say,
     onDrawn: () => { if (following) toBottom(); },
     onRetry: again,
+    onAnswer: answered,
   });
   turns.push(turn);
   list.append(turn.view.element);

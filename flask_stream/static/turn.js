@@ -1,12 +1,13 @@
 // A turn of the conversation: a question and its answer, drawn as the run's events come in.
 
+import { decisions } from "./decisions.js";
 import { openRun } from "./stream.js";
 import { passes, span, tell, whyUnread } from "./words.js";
 
-const UNASKED = { stream: null, stopping: false, gone: false, retry: null, now: null, tokens: 0 };
+const UNASKED = { stream: null, stopping: false, gone: false, retry: null, now: null, tokens: 0, asked: [] };
 const NOTES = {
   cancelled: "(stopped)",
-  interrupted: "(waiting for a person’s decision, which cannot be given here)",
+  interrupted: "(waiting for your decision)",
 };
 
 let frame = 0;
@@ -20,17 +21,19 @@ const unwritten = new Map();
  * onStatus  called with the turn, a word for the status and words for a person
  * onDrawn   called when there is more of it to see
  * onRetry   called with the turn when a person presses Try again
+ * onAnswer  called with the turn and a person's answer to what the run has asked
  */
 export class Turn {
-  constructor({ run, question, parent }, { runs, onStatus, onDrawn, onRetry }) {
-    Object.assign(this, UNASKED, { run, question, parent, runs, onStatus, busy: false });
+  constructor({ run, question, parent, resume }, { runs, onStatus, onDrawn, onRetry, onAnswer }) {
+    Object.assign(this, UNASKED, { run, question, parent, resume, runs, onStatus, onAnswer });
+    Object.assign(this, { busy: false, asked: [] });
     this.view = draw(onDrawn, () => onRetry(this));
     if (question) this.view.ask(question);
   }
 
   /** Forget what was said: it is to be asked anew, as this run. */
   renew(run) {
-    Object.assign(this, UNASKED, { run });
+    Object.assign(this, UNASKED, { run, asked: [] });
     this.view.clear();
   }
 
@@ -73,7 +76,7 @@ export class Turn {
   #hear({ type, data }) {
     if (type === "start") {
       this.parent = data.parent ?? null;
-      this.question ??= data.input?.question ?? String(data.input ?? "");
+      this.question ??= words(data.input);
       this.view.ask(this.question);
       this.#work("thinking", "Thinking…");
     } else if (type === "chunk") {
@@ -81,9 +84,13 @@ export class Turn {
       if (data.kind === "text") this.#work("answering", "Answering…");
       else this.#work("thinking", "Thinking…");
     } else if (type === "tool_call") {
+      this.view.tool(data.id, `${data.name}(${JSON.stringify(data.args)})`);
       this.#work("thinking", `Using ${data.name}…`);
     } else if (type === "tool_result") {
+      this.view.tool(data.id, `→ ${written(data.content)}`);
       this.#work("thinking", "Thinking…");
+    } else if (type === "interrupt") {
+      this.asked.push(data);
     } else if (type === "progress" && data.label) {
       this.#work("thinking", `${data.label}…`);
     } else if (type === "usage") {
@@ -119,9 +126,22 @@ export class Turn {
     const tokens = this.tokens ? ` · ${this.tokens.toLocaleString("en")} tokens` : "";
     this.busy = false;
     this.view.end(NOTES[how] ?? null);
+    if (how === "interrupted") {
+      this.view.decide(decisions(this.asked, (answer) => this.onAnswer(this, answer)));
+    }
     if (how === "done") this.say("done", `Done${tokens}`);
     else this.say("stopped", `${how === "cancelled" ? "Stopped" : "Waiting"}${tokens}`);
   }
+}
+
+function words(input) {
+  if (typeof input?.question === "string") return input.question;
+  if (input && "resume" in input) return `Decision: ${written(input.resume)}`;
+  return written(Object.values(input ?? {}).find((value) => typeof value === "string") ?? input);
+}
+
+function written(value) {
+  return typeof value === "string" ? value : JSON.stringify(value);
 }
 
 function waiting(why) {
@@ -141,7 +161,10 @@ function draw(onDrawn, onRetry) {
   retry.addEventListener("click", onRetry);
   copy.addEventListener("click", () => copyOut(copy, said()));
   clear();
-  return { element, ask, add, work, end, goOn, clear, retry: (may) => { retry.hidden = !may; } };
+  return {
+    element, ask, add, tool, decide, work, end, goOn, clear,
+    retry: (may) => { retry.hidden = !may; },
+  };
 
   function ask(words) {
     tell(question, words);
@@ -153,6 +176,20 @@ function draw(onDrawn, onRetry) {
     const node = parts.get(key);
     unwritten.set(node, (unwritten.get(node) ?? "") + content);
     frame ||= requestAnimationFrame(() => { writeOut(); onDrawn(); });
+  }
+
+  // A call and its result, in one place however far apart they come.
+  function tool(id, line) {
+    const key = `tool:${id}`;
+    if (!parts.has(key)) parts.set(key, open("tool"));
+    const node = parts.get(key);
+    unwritten.set(node, `${unwritten.get(node) ?? ""}${line}\n`);
+    frame ||= requestAnimationFrame(() => { writeOut(); onDrawn(); });
+  }
+
+  function decide(form) {
+    answer.append(form);
+    onDrawn();
   }
 
   function open(template) {
