@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,11 @@ def _serde() -> JsonPlusSerializer:
 
 def _needs(module: str, extra: str) -> None:
     try:
-        __import__(module)
-    except ImportError as missing:
-        raise ConfigError(
-            "STREAM_CHECKPOINTS", f"needs: pip install 'flask-llm-stream[{extra}]'"
-        ) from missing
+        found = find_spec(module)
+    except ImportError:  # a package that it is in is missing, too
+        found = None
+    if found is None:
+        raise ConfigError("STREAM_CHECKPOINTS", f"needs: pip install 'flask-llm-stream[{extra}]'")
 
 
 def _sqlite(path: Path) -> BaseCheckpointSaver[Any]:

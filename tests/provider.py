@@ -201,7 +201,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        request = json.loads(self.rfile.read(int(headers["content-length"])))
+        length = int(headers["content-length"])
+        raw = self.rfile.read(length)
+        if len(raw) < length:  # stopped while it asked
+            self.close_connection = True
+            return
+        request = json.loads(raw)
         self.call = Call(request, headers, self.server.news)
         script, self.released = self.server.record(self.call)
         try:

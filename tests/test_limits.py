@@ -208,12 +208,16 @@ def test_starts_are_counted_by_all_workers_where_valkey_is(
         site = Site(server)
         alice = site.person("alice")
         answers = together(30, lambda n: site.ask(f"{n}", alice))
+        # Which worker takes a connection is the kernel's to say: until both have.
+        while len({answer.headers["X-Worker"] for answer in answers}) < 2 and len(answers) < 600:
+            answers += together(30, lambda n: site.ask(f"{n}", alice))
         assert len({answer.headers["X-Worker"] for answer in answers}) == 2
-        assert sorted(answer.status for answer in answers) == [201] * 5 + [429] * 25
+        refusals = len(answers) - 5
+        assert sorted(answer.status for answer in answers) == [201] * 5 + [429] * refusals
         answers = together(20, lambda n: site.ask(f"{n}"))
-        assert [answer.status for answer in answers].count(201) <= 7
-        assert provider.wait_calls(5)
-        assert len(provider.calls) <= 12
+        more = [answer.status for answer in answers].count(201)
+        assert more <= 7
+        assert provider.wait_calls(5 + more)
         # What cannot be counted is not started.
         calls = len(provider.calls)
         valkey.halt()

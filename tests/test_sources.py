@@ -157,7 +157,8 @@ def test_tool_calls_are_put_together_as_servers_send_them() -> None:
         ("c", "three", {}),
         ("d", "four", '{"broken'),
     ]
-    result = {"id": "d", "name": "four", "content": "four is broken", "status": "error"}
+    # What went wrong is for the model and the operator.
+    result = {"id": "d", "name": "four", "content": "The tool failed.", "status": "error"}
     assert said[-1] == ("tool_result", result)
 
 
