@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the race, then viewers, WebSockets, replay and fan-out; tables, and JSON."""
+"""`python -m benchmarks`: the race, viewers, WebSockets, replay and fan-out; tables, and JSON."""
 
 from __future__ import annotations
 

@@ -1,141 +1,136 @@
 """Where graphs keep their state that have no checkpointer: LangGraph's savers, by URL.
 
-A saver connects when it is first asked, after any fork. What it has stored it does not turn into
-objects of any module: LangGraph's own types and plain data only.
+What is stored is turned back into plain data, messages, and the types that a graph declares in
+its state; into nothing else, and nothing is pickled: who can write to the database could have any
+code run otherwise. See `with_types_of`.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
-from importlib.util import find_spec
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
 from pathlib import Path
-from typing import Any
-
-from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import (
-    BaseCheckpointSaver,
-    ChannelVersions,
-    Checkpoint,
-    CheckpointMetadata,
-    CheckpointTuple,
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
 )
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.pregel import Pregel
+from pydantic import BaseModel
+from typing_extensions import is_typeddict
 
+from .checkpoints_lazy import LazySaver, Opened
 from .errors import ConfigError
 
-#: Milliseconds that a locked file is waited for.
-_LOCKED = 5000
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def open_checkpoints(url: str, folder: str) -> BaseCheckpointSaver[Any] | None:
+def open_checkpoints(url: str, folder: str) -> LazySaver | None:
     """The saver that a URL names, None for none; a relative SQLite path is one in `folder`.
 
-    Raises ConfigError.
+    It connects when it is first asked, in each process. Raises ConfigError for a URL that is
+    none, and where a package is missing; what it raises later is told by `LazySaver`.
     """
+    serde = JsonPlusSerializer(pickle_fallback=False, allowed_msgpack_modules=None)
     scheme, _, rest = url.partition("://")
+    # Each imported when it is wanted: they are extras.
     if not url:
         return None
     if url == "memory://":
-        return InMemorySaver(serde=_serde())
+        return LazySaver(lambda: _Memory(serde), serde)
     if scheme == "sqlite" and rest.removeprefix("/"):
+        from .checkpoints_sqlite import SqliteFile
+
         path = Path(folder) / rest.removeprefix("/")
-        return _Lazy(lambda: _sqlite(path))
+        return LazySaver(lambda: SqliteFile(path, serde), serde)
     if scheme in ("postgres", "postgresql"):
-        _needs("langgraph.checkpoint.postgres", "postgres")
-        return _Lazy(lambda: _postgres(url))
+        from .checkpoints_postgres import PostgresPool, check
+
+        check(url)
+        return LazySaver(lambda: PostgresPool(url, serde), serde)
+    if scheme in ("redis", "rediss", "unix"):
+        from .checkpoints_redis import RedisServer, connection_pool
+
+        connection_pool(url)
+        return LazySaver(lambda: RedisServer(url, serde), serde)
     raise ConfigError(
         "STREAM_CHECKPOINTS",
-        "is no URL of a checkpointer, and should be sqlite:///file, postgres://host or memory://",
+        "is no URL of a checkpointer, and should be sqlite:///file, postgres://host/database, "
+        "redis://host, rediss://host, unix://socket or memory://",
     )
 
 
-def _serde() -> JsonPlusSerializer:
-    return JsonPlusSerializer(pickle_fallback=False, allowed_msgpack_modules=None)
+class _Memory(Opened):
+    """This process's memory, gone with it."""
+
+    def __init__(self, serde: JsonPlusSerializer) -> None:
+        self.saver = InMemorySaver(serde=serde)
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return function(*args, **kwargs)
+
+    def close(self) -> None:
+        pass
 
 
-def _needs(module: str, extra: str) -> None:
+def with_types_of(
+    saver: BaseCheckpointSaver[Any], graph: Pregel[Any, Any, Any, Any]
+) -> BaseCheckpointSaver[Any]:
+    """The same saver, which gives back the graph's own types as they were.
+
+    These are the dataclasses, the enums and the models of pydantic that the graph, its subgraphs
+    and its nodes name in the schemas of their state, also within lists and dictionaries. What
+    comes as another type, such as a dataclass in a field that is `Any`, or what is declared as a
+    class of which it is a subclass, is given back as plain data: a dictionary of its fields. To
+    have it back whole, name it in the schema, or compile the graph with a checkpointer of your
+    own whose `serde` allows it.
+    """
+    return saver.with_allowlist({(kind.__module__, kind.__name__) for kind in _types(graph)})
+
+
+def _types(graph: Any) -> Iterator[type]:
+    found: dict[int, Any] = {}
+    for part in (graph, *(subgraph for _, subgraph in graph.get_subgraphs(recurse=True))):
+        for channel in part.channels.values():
+            for name in ("ValueType", "UpdateType"):
+                _walk(getattr(channel, name, None), found)
+        for schema in getattr(getattr(part, "builder", None), "schemas", ()):
+            _walk(schema, found)
+    return (kind for kind in found.values() if _is_stored_by_name(kind))
+
+
+def _walk(kind: Any, found: dict[int, Any]) -> None:
+    """Add the type, and all that it is made of. By identity: not every annotation has a hash."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if id(kind) in found or get_origin(kind) is Literal:
+        return
+    found[id(kind)] = kind
+    for part in (*get_args(kind), *_fields(kind)):
+        _walk(part, found)
+
+
+def _fields(kind: Any) -> Iterable[Any]:
+    if not is_typeddict(kind) and not _is_stored_by_name(kind):
+        return ()
     try:
-        found = find_spec(module)
-    except ImportError:  # a package that it is in is missing, too
-        found = None
-    if found is None:
-        raise ConfigError("STREAM_CHECKPOINTS", f"needs: pip install 'flask-llm-stream[{extra}]'")
+        return get_type_hints(kind, include_extras=True).values()
+    except (NameError, TypeError):  # names that there are for type checkers alone
+        return ()
 
 
-def _sqlite(path: Path) -> BaseCheckpointSaver[Any]:
-    from langgraph.checkpoint.sqlite import SqliteSaver
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    connection = sqlite3.connect(path, check_same_thread=False)
-    connection.execute(f"PRAGMA busy_timeout = {_LOCKED}")
-    saver = SqliteSaver(connection, serde=_serde())
-    saver.setup()
-    return saver
-
-
-def _postgres(url: str) -> BaseCheckpointSaver[Any]:
-    from langgraph.checkpoint.postgres import PostgresSaver
-    from psycopg.rows import dict_row
-    from psycopg_pool import ConnectionPool
-
-    options = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
-    pool: Any = ConnectionPool(url, min_size=1, max_size=20, kwargs=options, open=True)
-    saver: BaseCheckpointSaver[Any] = PostgresSaver(pool, serde=_serde())
-    saver.setup()  # type: ignore[attr-defined]
-    return saver
-
-
-class _Lazy(BaseCheckpointSaver[Any]):
-    """A saver that is opened when it is first asked."""
-
-    def __init__(self, opened: Callable[[], BaseCheckpointSaver[Any]]) -> None:
-        super().__init__(serde=_serde())
-        self._opened = opened
-
-    @cached_property
-    def _saver(self) -> BaseCheckpointSaver[Any]:
-        return self._opened()
-
-    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        return self._saver.get_tuple(config)
-
-    def list(
-        self,
-        config: RunnableConfig | None,
-        *,
-        filter: dict[str, Any] | None = None,
-        before: RunnableConfig | None = None,
-        limit: int | None = None,
-    ) -> Iterator[CheckpointTuple]:
-        return self._saver.list(config, filter=filter, before=before, limit=limit)
-
-    def put(
-        self,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> RunnableConfig:
-        return self._saver.put(config, checkpoint, metadata, new_versions)
-
-    def put_writes(
-        self,
-        config: RunnableConfig,
-        writes: Sequence[tuple[str, Any]],
-        task_id: str,
-        task_path: str = "",
-    ) -> None:
-        self._saver.put_writes(config, writes, task_id, task_path)
-
-    def delete_thread(self, thread_id: str) -> None:
-        self._saver.delete_thread(thread_id)
-
-    def get_next_version(self, current: Any, channel: None) -> Any:
-        return self._saver.get_next_version(current, channel)
-
-    def get_delta_channel_history(self, *args: Any, **kwargs: Any) -> Any:
-        return self._saver.get_delta_channel_history(*args, **kwargs)
+def _is_stored_by_name(kind: Any) -> bool:
+    return isinstance(kind, type) and (
+        dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel | Enum)
+    )
