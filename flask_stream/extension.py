@@ -177,7 +177,7 @@ class FlaskStream:
             raise ConfigError(f"chain {name!r}", "is there already")
         if on_lost not in ("fail", "restart") or attempts < 1:
             raise ConfigError(f"chain {name!r}", "has an on_lost or attempts that cannot be")
-        source = _source(name, chain, input, state, lambda: self._saver())
+        source = _source(name, chain, input, state, self._saver_of)
         if multitask not in MULTITASK:
             raise ConfigError(f"chain {name!r}", f"has a multitask of none of {MULTITASK}")
         shared = cache == "shared"
@@ -208,6 +208,15 @@ class FlaskStream:
             return function
 
         return decorate
+
+    def _saver_of(self, graph: Any) -> Any:
+        """Where a graph without a checkpointer keeps its state, if anywhere."""
+        saver = self._saver()
+        if saver is None:
+            return None
+        from .checkpoints import with_types_of
+
+        return with_types_of(saver, graph)
 
     def revoke(self, principal: str) -> None:
         """Sign a principal out of the current app: `user:<id>`, `session:<id>`, `site:<name>`.
@@ -249,7 +258,7 @@ def _source(
     chain: Any,
     prepare: Callable[[Input], Any] | None,
     state: bool | Sequence[str] | Callable[[Any], Any],
-    saver: Callable[[], Any],
+    saver: Callable[[Any], Any],
 ) -> Source:
     if hasattr(chain, "stream"):
         try:
@@ -257,7 +266,9 @@ def _source(
                 # Imported when it is wanted: langgraph is an extra.
                 from .sources.langgraph import LangGraphSource
 
-                return LangGraphSource(chain, prepare, state=state, checkpointer=saver)
+                return LangGraphSource(
+                    chain, prepare, state=state, checkpointer=lambda: saver(chain)
+                )
             return LangChainSource(chain, prepare)
         except ValueError as error:
             raise ConfigError(f"chain {name!r}", f"cannot be asked: {error}") from error
