@@ -6,10 +6,12 @@ patched before it is imported.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
@@ -52,8 +54,11 @@ _OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_fac
 def check(url: str) -> None:
     """Raises ConfigError for a URL that is none. Its text is not in the message."""
     try:
-        conninfo_to_dict(url)
-    except psycopg.Error:
+        ports = str(conninfo_to_dict(url).get("port", ""))
+        # A password that is not percent-encoded goes on in there, and would be in later errors.
+        if re.fullmatch(r"[\d,]*", ports) is None or "@" in urlsplit(url).path:
+            raise ValueError("no port, or no database")
+    except (psycopg.Error, ValueError):
         raise ConfigError(
             "STREAM_CHECKPOINTS",
             "is no URL of PostgreSQL, as in postgres://user:password@host:5432/database: "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
@@ -37,6 +39,9 @@ def connection_pool(url: str) -> BlockingConnectionPool:
     Raises ConfigError, without the URL: what of a password was taken for a port would be seen.
     """
     try:
+        parts = urlsplit(url)
+        if parts.scheme != "unix" and re.fullmatch(r"(/\d*)?", parts.path) is None:
+            raise ValueError("the database is not a number")
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=CONNECTIONS,
