@@ -33,6 +33,7 @@ from .starts import MULTITASK, Multitask
 from .stores.base import Store
 from .stores.memory import MemoryStore
 from .stores.sqlite import SqliteStore
+from .transports.base import Bounds
 from .transports.sse import SSE, Pace
 
 logger = logging.getLogger(__name__)
@@ -107,11 +108,11 @@ class FlaskStream:
         runs = Runs(store, self._chains, times, access.quotas.spent)
         pace = Pace(settings.heartbeat, settings.reconnect, settings.write_timeout)
         dialects: list[Dialect] = [Native(), Text()]
+        bounds = Bounds(settings.heartbeat, settings.write_timeout, settings.max_body)
         sockets = None
         if find_spec("flask_sock") is not None:  # an extra
-            from .transports.websocket import Bounds, WebSockets
+            from .transports.websocket import WebSockets
 
-            bounds = Bounds(settings.heartbeat, settings.write_timeout, settings.max_body)
             sockets = WebSockets(bounds, draining=lambda: runs.draining)
         app.extensions["flask_stream"] = Service(
             settings=settings,

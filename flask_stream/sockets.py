@@ -51,7 +51,9 @@ def add_websocket(blueprint: Blueprint, sockets: WebSockets) -> None:
 
     def websocket(ws: Any, chain: str) -> None:
         format = request.args.get("format", "native")
-        sockets.serve(ws, Desk(chain, g.stream_visitor), g.stream_permit, format)
+        # From here on it leaves by itself: looking at it again is a request within this one.
+        permit = g.pop("stream_permit")
+        sockets.serve(ws, Desk(chain, g.stream_visitor), permit, format)
 
     blueprint.before_request(let_in)
     blueprint.teardown_request(let_go)

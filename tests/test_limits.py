@@ -82,6 +82,16 @@ def together(count: int, call: Callable[[int], Response]) -> list[Response]:
     return answers
 
 
+def by_both(call: Callable[[int], Response]) -> list[Response]:
+    """Thirty calls at the same moment, and more until each of two workers has answered some."""
+    answers = together(30, call)
+    # Which worker takes a connection is the kernel's to say.
+    while len({answer.headers["X-Worker"] for answer in answers}) < 2 and len(answers) < 600:
+        answers += together(30, call)
+    assert len({answer.headers["X-Worker"] for answer in answers}) == 2
+    return answers
+
+
 # Starts
 
 
@@ -207,11 +217,7 @@ def test_starts_are_counted_by_all_workers_where_valkey_is(
         server = stack.enter_context(users(provider, tmp_path, **settings))
         site = Site(server)
         alice = site.person("alice")
-        answers = together(30, lambda n: site.ask(f"{n}", alice))
-        # Which worker takes a connection is the kernel's to say: until both have.
-        while len({answer.headers["X-Worker"] for answer in answers}) < 2 and len(answers) < 600:
-            answers += together(30, lambda n: site.ask(f"{n}", alice))
-        assert len({answer.headers["X-Worker"] for answer in answers}) == 2
+        answers = by_both(lambda n: site.ask(f"{n}", alice))
         refusals = len(answers) - 5
         assert sorted(answer.status for answer in answers) == [201] * 5 + [429] * refusals
         answers = together(20, lambda n: site.ask(f"{n}"))
@@ -300,8 +306,7 @@ def test_live_runs_per_principal(provider: Provider, tmp_path: Path, shared: str
         site = Site(server)
         alice, bob = site.person("alice"), site.person("bob")
         provider.script = SILENT
-        answers = together(30, lambda n: site.ask(f"{n}", alice))
-        assert len({answer.headers["X-Worker"] for answer in answers}) == 2
+        answers = by_both(lambda n: site.ask(f"{n}", alice))
         started = [answer for answer in answers if answer.status == 201]
         assert len(started) == 3
         for answer in answers:

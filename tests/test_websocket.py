@@ -29,8 +29,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from flask_stream.events import Event
-from flask_stream.transports.websocket_frames import border, frame, objects, parts
-from flask_stream.transports.websocket_line import Line, Slow
+from flask_stream.line import Line, Slow, border, frame, parts
+from flask_stream.transports.websocket_frames import objects
 
 from . import people
 from .people import NOWHERE, Sent, bearer, sealed, token, users
@@ -1187,6 +1187,8 @@ def test_connections_are_limited_and_so_are_runs(closed: people.Site) -> None:
         assert error["status"] == 429
         assert error["retry_after"] >= 1
         assert len(more) == 3
+        # Who is looked at again keeps the place.
+        assert status_of(lambda: ws(closed.server, headers=who)) == 429
         # A place that is given back is somebody else's.
         sockets[0].leave()
         wait_for(lambda: status_of(lambda: ws(closed.server, headers=who)) == 101)

@@ -1,8 +1,22 @@
-"""What a transport needs from whoever let a client in."""
+"""What a transport needs from whoever let a client in, and what all of them have in common."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import BadRequest
+from ..events import Cursor
+
+if TYPE_CHECKING:
+    from ..stores.base import Run
+    from ..tail import Reader
+
+#: Seconds between two looks at all open streams and connections.
+LOOK = 0.5
+#: Looks over which the connections of a worker that leaves are closed.
+SPREAD = 4
 
 
 class Permit(Protocol):
@@ -18,5 +32,37 @@ class Permit(Protocol):
         """The client is gone."""
 
 
-#: Seconds between two looks at all open streams and connections.
-LOOK = 0.5
+class Desk(Protocol):
+    """What a connection may do: decided by whoever has let it in. All raise RequestError."""
+
+    def start(self, message: Mapping[str, Any]) -> Run:
+        """Start what a message asks for."""
+
+    def read(self, cursor: Cursor) -> Reader | None:
+        """A reader of what comes after the cursor; None when all was read."""
+
+    def cancel(self, run: str) -> Run:
+        """Stop a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Seconds between pings and for a write or a pong to take; bytes of a message."""
+
+    heartbeat: float
+    patience: float
+    size: int
+
+
+def place(message: Mapping[str, Any]) -> Cursor:
+    """Where `run` and `after` say that a client is. Raises BadRequest."""
+    run, after = message.get("run"), message.get("after")
+    if run is not None and not isinstance(run, str):
+        raise BadRequest("run is not text.", field="run")
+    text = str(after) if isinstance(after, int) and not isinstance(after, bool) else after
+    try:
+        if not isinstance(text, str):
+            raise ValueError("no text")
+        return Cursor.of(run, text) if run is not None else Cursor.parse(text)
+    except ValueError:
+        raise BadRequest("after is a seq with run, or <run>:<seq>.", field="after") from None

@@ -14,23 +14,16 @@ no longer read.
 from __future__ import annotations
 
 import threading
-from base64 import b64decode
 from collections.abc import Callable
 from typing import Any
 
 from flask import Request
 
 from ..errors import BadRequest, Unavailable
+from ..line import Line, check_upgrade
 from ..tasks import Every
-from .base import LOOK, Permit
-from .websocket_connection import FORMATS, RESTART, Bounds, Connection, Desk
-from .websocket_line import LINGER, Line
-
-__all__ = ["Bounds", "Desk", "WebSockets"]
-
-#: Looks over which the connections of a worker that leaves are closed.
-SPREAD = 4
-_SOCKETS = ("gunicorn.socket", "werkzeug.socket")
+from .base import LOOK, SPREAD, Bounds, Desk, Permit
+from .websocket_connection import FORMATS, RESTART, Connection
 
 
 class WebSockets:
@@ -54,25 +47,13 @@ class WebSockets:
 
         Raises BadRequest, and Unavailable where there can be none.
         """
-        headers, environ = request.headers, request.environ
         if request.args.get("format", "native") not in FORMATS:
             raise BadRequest(f"The format is one of {', '.join(FORMATS)}.", field="format")
-        if headers.get("Sec-WebSocket-Version") != "13":
-            raise BadRequest("The version is 13.", field="Sec-WebSocket-Version")
-        try:
-            key = b64decode(headers.get("Sec-WebSocket-Key", ""), validate=True)
-        except ValueError:
-            key = b""
-        if len(key) != 16:
-            raise BadRequest("The key is 16 bytes in base64.", field="Sec-WebSocket-Key")
+        headers = request.headers
+        check_upgrade(headers.get("Sec-WebSocket-Version"), headers.get("Sec-WebSocket-Key"))
         if self._draining():
             raise Unavailable("This worker is being replaced.", retry_after=1)
-        # Compression would cost a third of a megabyte per connection, for words of a few bytes.
-        environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
-        name = next((name for name in _SOCKETS if name in environ), None)
-        if name is None:
-            raise Unavailable("This server has no WebSockets.")
-        environ[name] = Line(environ[name], self._bounds.patience)
+        Line.take(request.environ, self._bounds.patience)
 
     def serve(self, ws: Any, desk: Desk, permit: Permit, format: str) -> None:
         """Talk to one client until it goes. It leaves the permit."""
@@ -89,8 +70,6 @@ class WebSockets:
             with self._lock:
                 self._open.pop(connection, None)
             connection.leave()
-            ws.sock.go_on()
-            ws.thread.join(LINGER)
             ws.sock.hang_up()
 
     def _look_after(self) -> None:

@@ -6,21 +6,19 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sized
+from collections.abc import Sized
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from wsproto.events import CloseConnection
 from wsproto.utilities import LocalProtocolError
 
 from ..errors import BadRequest, RequestError, StoreError, TooMany
 from ..events import Cursor
-from ..stores.base import Run
+from ..line import PING, ROOM, Line, Slow, frame, parts
 from ..tail import Reader
-from .base import Permit
-from .websocket_frames import END, PING, frame, objects, parts, place, texts, understood
-from .websocket_line import ROOM, Line, Slow
+from .base import Bounds, Desk, Permit, place
+from .websocket_frames import END, objects, texts, understood
 
 logger = logging.getLogger(__name__)
 
@@ -30,28 +28,6 @@ MOST = 50
 #: Messages that may wait to be heard before no more are read.
 UNHEARD = 16
 FORMATS = {"native": objects, "text": texts}
-
-
-class Desk(Protocol):
-    """What a connection may do: decided by whoever has let it in. All raise RequestError."""
-
-    def start(self, message: Mapping[str, Any]) -> Run:
-        """Start what a message asks for."""
-
-    def read(self, cursor: Cursor) -> Reader | None:
-        """A reader of what comes after the cursor; None when all was read."""
-
-    def cancel(self, run: str) -> Run:
-        """Stop a run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Seconds between pings and for a write or a pong to take; bytes of a message."""
-
-    heartbeat: float
-    patience: float
-    size: int
 
 
 class Connection:

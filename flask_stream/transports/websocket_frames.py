@@ -3,55 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import BadRequest
-from ..events import Cursor, Event
+from ..events import Event
+from ..line import frame
 
 END = "<END_STREAM>"
-PING = b"\x89\x00"
-_TEXT = 0x81
-
-
-def frame(text: str) -> bytes:
-    """A text frame. A server's have no mask: the same bytes do for every client."""
-    data = text.encode("utf-8", "replace")
-    count = len(data)
-    if count < 126:
-        return bytes((_TEXT, count)) + data
-    if count < 1 << 16:
-        return bytes((_TEXT, 126)) + count.to_bytes(2, "big") + data
-    return bytes((_TEXT, 127)) + count.to_bytes(8, "big") + data
-
-
-def border(frames: bytes, place: int) -> int:
-    """Where the frame ends that a place is in; the place itself where it is between two."""
-    end = 0
-    while end < place:
-        end = _end(frames, end)
-    return end
-
-
-def parts(frames: bytes, most: int) -> Iterator[bytes]:
-    """Frames, in parts of so many bytes at most, or of a single frame that is longer."""
-    start = end = 0
-    while end < len(frames):
-        after = _end(frames, end)
-        if end > start and after - start > most:
-            yield frames[start:end]
-            start = end
-        end = after
-    if frames:
-        yield frames[start:]
-
-
-def _end(frames: bytes, start: int) -> int:
-    size = frames[start + 1]
-    more = {126: 2, 127: 8}.get(size, 0)
-    if more:
-        size = int.from_bytes(frames[start + 2 : start + 2 + more], "big")
-    return start + 2 + more + size
 
 
 def objects(run: str, events: Sequence[Event]) -> bytes:
@@ -100,15 +59,3 @@ def understood(message: str | bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def place(message: Mapping[str, Any]) -> Cursor:
-    """Where `run` and `after` say that a client is. Raises BadRequest."""
-    run, after = message.get("run"), message["after"]
-    if run is not None and not isinstance(run, str):
-        raise BadRequest("run is not text.", field="run")
-    text = str(after) if isinstance(after, int) and not isinstance(after, bool) else after
-    try:
-        return Cursor.of(run, text) if run is not None else Cursor.parse(text)
-    except (ValueError, TypeError):
-        raise BadRequest("after is a seq with run, or <run>:<seq>.", field="after") from None

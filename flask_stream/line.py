@@ -7,13 +7,18 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from base64 import b64decode
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from ..tasks import give_way
-from .websocket_frames import border
+from .errors import BadRequest, Unavailable
+from .tasks import give_way
 
+PING = b"\x89\x00"
+_TEXT = 0x81
+#: Where servers keep the socket in the environment of a request.
+_SOCKETS = ("gunicorn.socket", "werkzeug.socket")
 #: Bytes that may be under way to a client, and how many more its last words may be.
 ROOM, MORE = 1 << 15, 1 << 19
 #: Seconds that a client has for hearing that it is over.
@@ -22,6 +27,58 @@ LINGER = 2.0
 _LOOK = 0.1
 #: Reads in a row that find something before others have their turn.
 _ROW = 8
+
+
+def frame(text: str) -> bytes:
+    """A text frame. A server's have no mask: the same bytes do for every client."""
+    data = text.encode("utf-8", "replace")
+    count = len(data)
+    if count < 126:
+        return bytes((_TEXT, count)) + data
+    if count < 1 << 16:
+        return bytes((_TEXT, 126)) + count.to_bytes(2, "big") + data
+    return bytes((_TEXT, 127)) + count.to_bytes(8, "big") + data
+
+
+def border(frames: bytes, place: int) -> int:
+    """Where the frame ends that a place is in; the place itself where it is between two."""
+    end = 0
+    while end < place:
+        end = _end(frames, end)
+    return end
+
+
+def parts(frames: bytes, most: int) -> Iterator[bytes]:
+    """Frames, in parts of so many bytes at most, or of a single frame that is longer."""
+    start = end = 0
+    while end < len(frames):
+        after = _end(frames, end)
+        if end > start and after - start > most:
+            yield frames[start:end]
+            start = end
+        end = after
+    if frames:
+        yield frames[start:]
+
+
+def _end(frames: bytes, start: int) -> int:
+    size = frames[start + 1]
+    more = {126: 2, 127: 8}.get(size, 0)
+    if more:
+        size = int.from_bytes(frames[start + 2 : start + 2 + more], "big")
+    return start + 2 + more + size
+
+
+def check_upgrade(version: str | None, key: str | None) -> None:
+    """Raise BadRequest for the headers of a handshake that is none."""
+    if version != "13":
+        raise BadRequest("The version is 13.", field="Sec-WebSocket-Version")
+    try:
+        random = b64decode(key or "", validate=True)
+    except ValueError:
+        random = b""
+    if len(random) != 16:
+        raise BadRequest("The key is 16 bytes in base64.", field="Sec-WebSocket-Key")
 
 
 class Slow(OSError):
@@ -46,12 +103,24 @@ class Line:
         #: When the client has last made room for something.
         self.moved = time.monotonic()
         self._room = threading.Event()
+        self._heard_out = threading.Event()
         self._row = 0
         #: Whether nothing more is to be read for now.
         self.full: Callable[[], bool] = lambda: False
         # What is under way is not known to be read: little enough that we see who does not.
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
+
+    @classmethod
+    def take(cls, environ: dict[str, Any], patience: float) -> Line:
+        """Stand before the socket of a request. Raises Unavailable where there is none."""
+        # Compression would cost a third of a megabyte per connection, for words of a few bytes.
+        environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
+        name = next((name for name in _SOCKETS if name in environ), None)
+        if name is None:
+            raise Unavailable("This server has no WebSockets.")
+        line = environ[name] = cls(environ[name], patience)
+        return line
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -156,10 +225,12 @@ class Line:
             self._inner.shutdown(socket.SHUT_WR)
             while time.monotonic() < until and self.recv(1 << 16):
                 pass
+        self._heard_out.set()
 
     def hang_up(self) -> None:
-        """Whoever reads here is done."""
+        """Nobody writes here any more: let the client hear the end, and go."""
         self.full = lambda: False
         self.go_on()
+        self._heard_out.wait(LINGER)
         with suppress(OSError):
             self._inner.shutdown(socket.SHUT_RDWR)
