@@ -238,7 +238,7 @@ def live() -> ResponseReturnValue:
 def ready() -> ResponseReturnValue:
     """`GET /health/ready`: this worker takes new runs, and what it has open. Else 503."""
     runs().check()
-    return {"status": "ready", "live_runs": runs().live, "open_streams": service().sse.open}
+    return {"status": "ready", "live_runs": runs().live, "open_streams": service().open}
 
 
 def chat(conversation: str | None = None) -> ResponseReturnValue:

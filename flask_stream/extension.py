@@ -1,4 +1,4 @@
-"""`FlaskStream`: wires the house together. Alone names implementations."""
+"""`FlaskStream`: wires the house together. With `plugs`, it alone names implementations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from flask import Flask, current_app
@@ -20,25 +19,23 @@ from .config import LONGEST, Settings
 from .dialects.base import Dialect
 from .dialects.native import Native
 from .dialects.text import Text
-from .errors import ConfigError, StoreError
+from .errors import ConfigError
 from .headers import headers
 from .keeper import Times
 from .live import Chain
+from .plugs import checkpointer, is_graph, is_redis, make_source, open_store
 from .runner import Limits
 from .runs import Runs
-from .sources.base import Input, Source
-from .sources.function import FunctionSource
-from .sources.langchain import LangChainSource
+from .sockets import add_socketio, add_websocket, make_door
+from .sources.base import Input
 from .starts import MULTITASK, Multitask
-from .stores.base import Store
-from .stores.memory import MemoryStore
-from .stores.sqlite import SqliteStore
 from .transports.base import Bounds
 from .transports.sse import SSE, Pace
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from .transports.socketio import SocketIOs
     from .transports.websocket import WebSockets
 
 Function = TypeVar("Function", bound=Callable[..., Iterable[Any]])
@@ -59,6 +56,12 @@ class Service:
     dialects: dict[str, Dialect]
     access: Access
     sockets: WebSockets | None
+    clients: SocketIOs | None
+
+    @property
+    def open(self) -> int:
+        """How many streams, WebSockets and Socket.IO clients are open."""
+        return self.sse.open + sum(one.open for one in (self.sockets, self.clients) if one)
 
     def drain(self, grace: float) -> None:
         """The worker goes: no new runs, readers sent to others, live runs get `grace` seconds."""
@@ -68,8 +71,9 @@ class Service:
         """End every run, thread and connection."""
         self.runs.close()
         self.sse.close()
-        if self.sockets is not None:
-            self.sockets.close()
+        for one in (self.sockets, self.clients):
+            if one is not None:
+                one.close()
 
 
 class FlaskStream:
@@ -98,7 +102,7 @@ class FlaskStream:
             fixed = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)
             app.wsgi_app = fixed  # type: ignore[method-assign]
         folder = app.instance_path
-        self._saver = cache(lambda: _checkpoints(settings.checkpoints, folder))
+        self._saver = cache(lambda: checkpointer(settings.checkpoints, folder))
         store = open_store(settings.store, app.instance_path)
         access = Access(app, settings, store)
         limits = Limits(
@@ -109,11 +113,16 @@ class FlaskStream:
         pace = Pace(settings.heartbeat, settings.reconnect, settings.write_timeout)
         dialects: list[Dialect] = [Native(), Text()]
         bounds = Bounds(settings.heartbeat, settings.write_timeout, settings.max_body)
-        sockets = None
+        sockets, clients, door = None, None, make_door(app)
         if find_spec("flask_sock") is not None:  # an extra
             from .transports.websocket import WebSockets
 
             sockets = WebSockets(bounds, draining=lambda: runs.draining)
+        if find_spec("flask_socketio") is not None:  # another
+            from .transports.socketio import SocketIOs
+
+            queue = settings.store if is_redis(settings.store) else None
+            clients = SocketIOs(app, bounds, queue, lambda: runs.draining, door)
         app.extensions["flask_stream"] = Service(
             settings=settings,
             runs=runs,
@@ -121,12 +130,13 @@ class FlaskStream:
             dialects={dialect.name: dialect for dialect in dialects},
             access=access,
             sockets=sockets,
+            clients=clients,
         )
         blueprint = make_blueprint(settings.page, access, headers(settings.frame_ancestors))
         if sockets is not None:
-            from .sockets import add_websocket
-
             add_websocket(blueprint, sockets)
+        if clients is not None and clients.own:
+            add_socketio(blueprint, clients, door)
         app.register_blueprint(blueprint)
 
     def add(
@@ -178,14 +188,14 @@ class FlaskStream:
             raise ConfigError(f"chain {name!r}", "is there already")
         if on_lost not in ("fail", "restart") or attempts < 1:
             raise ConfigError(f"chain {name!r}", "has an on_lost or attempts that cannot be")
-        source = _source(name, chain, input, state, self._saver_of)
+        source = make_source(name, chain, input, state, self._saver_of)
         if multitask not in MULTITASK:
             raise ConfigError(f"chain {name!r}", f"has a multitask of none of {MULTITASK}")
         shared = cache == "shared"
         seconds = DAY if shared else cache or 0.0
         if isinstance(seconds, str | bool) or not 0 <= seconds <= LONGEST:
             raise ConfigError(f"chain {name!r}", "has a cache that is no number of seconds")
-        if seconds and _is_graph(chain) and chain.checkpointer is not False:
+        if seconds and is_graph(chain) and chain.checkpointer is not False:
             raise ConfigError(
                 f"chain {name!r}", "has a cache, and a state that would miss what it answers"
             )
@@ -227,70 +237,3 @@ class FlaskStream:
         """
         service: Service = current_app.extensions["flask_stream"]
         service.access.revoke(principal)
-
-
-def open_store(url: str, folder: str) -> Store:
-    """The store that a URL names; a relative SQLite path is one in `folder`. Raises ConfigError."""
-    scheme, _, rest = url.partition("://")
-    if scheme == "sqlite":
-        path = rest.removeprefix("/")
-        if not path:
-            raise ConfigError("STREAM_STORE", f"is {url!r}, which names no file")
-        try:
-            return SqliteStore(Path(folder) / path)
-        except StoreError as error:
-            raise ConfigError("STREAM_STORE", f"is {url!r}: {error}") from error
-    if scheme in ("redis", "rediss", "unix"):
-        # Imported when it is wanted: redis-py is an extra.
-        from .stores.redis import RedisStore
-
-        return RedisStore(url)
-    if url == "memory://":
-        return MemoryStore()
-    raise ConfigError(
-        "STREAM_STORE",
-        "is no URL of a store, and should be sqlite:///file, redis://host, rediss://host, "
-        "unix://socket or memory://",
-    )
-
-
-def _source(
-    name: str,
-    chain: Any,
-    prepare: Callable[[Input], Any] | None,
-    state: bool | Sequence[str] | Callable[[Any], Any],
-    saver: Callable[[Any], Any],
-) -> Source:
-    if hasattr(chain, "stream"):
-        try:
-            if _is_graph(chain):
-                # Imported when it is wanted: langgraph is an extra.
-                from .sources.langgraph import LangGraphSource
-
-                return LangGraphSource(
-                    chain, prepare, state=state, checkpointer=lambda: saver(chain)
-                )
-            return LangChainSource(chain, prepare)
-        except ValueError as error:
-            raise ConfigError(f"chain {name!r}", f"cannot be asked: {error}") from error
-    if callable(chain):
-        return FunctionSource(chain)
-    raise ConfigError(f"chain {name!r}", f"is {chain!r}, which has no stream and is no function")
-
-
-def _checkpoints(url: str, folder: str) -> Any:
-    # LangGraph is an extra, and so is its SQLite: who has it not, and named nothing, has no state.
-    from .checkpoints import open_checkpoints
-
-    if url.startswith("sqlite:") and find_spec("langgraph.checkpoint.sqlite") is None:
-        logger.warning("graphs keep no state: pip install 'flask-llm-stream[graph]'")
-        return None
-    return open_checkpoints(url, folder)
-
-
-def _is_graph(chain: Any) -> bool:
-    """Whether it is a compiled LangGraph graph, found out without importing that."""
-    return any(
-        kind.__name__ == "Pregel" and kind.__module__.startswith("langgraph.")
-        for kind in type(chain).__mro__
-    )

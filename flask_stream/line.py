@@ -21,6 +21,8 @@ _TEXT = 0x81
 _SOCKETS = ("gunicorn.socket", "werkzeug.socket")
 #: Bytes that may be under way to a client, and how many more its last words may be.
 ROOM, MORE = 1 << 15, 1 << 19
+#: Messages that may wait to be heard before no more are read.
+UNHEARD = 16
 #: Seconds that a client has for hearing that it is over.
 LINGER = 2.0
 #: Seconds between two looks whether a write is still wanted.

@@ -98,6 +98,18 @@ def json_body(most: int, patience: float) -> dict[str, Any]:
         raise UnsupportedType(
             "Send the body as it is, without Content-Encoding.", field="Content-Encoding"
         )
+    raw = body(most, patience)
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise BadRequest("The body is not JSON.", field="body") from None
+    if not isinstance(value, dict):
+        raise BadRequest("The body is not a JSON object.", field="body")
+    return value
+
+
+def body(most: int, patience: float) -> bytes:
+    """The request's body, whole. Raises TooLarge, TooSlow, or BadRequest for half of it."""
     if (request.content_length or 0) > most:
         raise TooLarge(f"The body has more than {most} bytes.", field="body")
     # Read here to the limit and a byte: a chunked body says nothing of its length beforehand.
@@ -107,13 +119,7 @@ def json_body(most: int, patience: float) -> dict[str, Any]:
         raise TooLarge(f"The body has more than {most} bytes.", field="body")
     if request.content_length is not None and len(raw) < request.content_length:
         raise BadRequest("The body is not whole.", field="body")
-    try:
-        body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise BadRequest("The body is not JSON.", field="body") from None
-    if not isinstance(body, dict):
-        raise BadRequest("The body is not a JSON object.", field="body")
-    return body
+    return raw
 
 
 def form(most: int, patience: float) -> tuple[dict[str, str], tuple[str, bytes]]:
@@ -121,14 +127,7 @@ def form(most: int, patience: float) -> tuple[dict[str, str], tuple[str, bytes]]
 
     Raises RequestError as `json_body` does.
     """
-    if (request.content_length or 0) > most:
-        raise TooLarge(f"The body has more than {most} bytes.", field="body")
-    request.max_content_length = None
-    raw = _read(most + 1, patience)
-    if len(raw) > most:
-        raise TooLarge(f"The body has more than {most} bytes.", field="body")
-    if request.content_length is not None and len(raw) < request.content_length:
-        raise BadRequest("The body is not whole.", field="body")
+    raw = body(most, patience)
     parser = MultiPartParser(max_form_memory_size=most, max_form_parts=20)
     try:
         boundary = request.mimetype_params["boundary"].encode("ascii")

@@ -1,35 +1,28 @@
-"""`/ws/<chain>`: what lets a WebSocket in, and what it may do then."""
+"""`/ws/<chain>` and `/socket.io/`: what lets a WebSocket or a Socket.IO client in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
-from flask import Blueprint, g, request
-from flask_sock import Sock
+from flask import Blueprint, Flask, Response, g, request
 
-from .access import Visitor
+from .desk import AllDesks, Desk
 from .errors import BadRequest
-from .events import Cursor, new_id
 from .permits import Permit
-from .requests import Message, asked, fields
-from .rights import anyones
-from .serving import runs, service, start_for, visitor_of
-from .starts import NEWEST, Asked
-from .stores.base import Run
-from .tail import Reader
+from .requests import body, refuse_head
+from .serving import runs, service, visitor_of
 
 if TYPE_CHECKING:
+    from .transports.socketio import Door, SocketIOs
     from .transports.websocket import WebSockets
-
-#: Seconds that a Stop may take.
-_CANCEL = 10.0
-_TEXTS = ("question", "message", "input")
 
 
 def add_websocket(blueprint: Blueprint, sockets: WebSockets) -> None:
     """Have the blueprint answer at `/ws/<chain>`."""
+    from flask_sock import Sock  # an extra
+
     name = f"{blueprint.name}.websocket"
 
     def let_in() -> None:
@@ -60,76 +53,56 @@ def add_websocket(blueprint: Blueprint, sockets: WebSockets) -> None:
     Sock().route("/ws/<chain>", bp=blueprint)(websocket)
 
 
-class Desk:
-    """One connection's: a question that names no conversation follows the one before.
+def add_socketio(blueprint: Blueprint, clients: SocketIOs, door: Door) -> None:
+    """Have the blueprint answer at `/socket.io/`."""
 
-    With a `run` of its own it stands beside the others instead.
+    def socketio() -> Response:
+        refuse_head()
+        settings = service().settings
+        clients.prepare(request)
+        sent = b""
+        if request.method == "POST":
+            sent = body(settings.max_body, settings.body_timeout)
+        opens = "sid" not in request.args
+        return clients.answer(request, sent, door(request.environ, None) if opens else None)
+
+    rule = "/socket.io/"
+    blueprint.add_url_rule(rule, "socketio", socketio, methods=["GET", "POST"])
+    blueprint.add_url_rule(rule, "socketio_websocket", socketio, websocket=True)
+
+
+def make_door(app: Flask) -> Door:
+    """What lets Socket.IO clients in.
+
+    Who says nothing of themselves in the handshake may do so in `auth`, and may ask only then.
     """
 
-    def __init__(self, chain: str, visitor: Visitor) -> None:
-        self._chain = chain
-        self._visitor = visitor
-        self._runs = runs()  # looked up here: a Stop is waited for in a thread of its own
-        self._own = new_id()
-        self._conversation = self._own
-        # Nobody's conversations are nobody's; but what was asked here is known here.
-        self._newest: dict[str, str] = {}
+    def door(environ: Mapping[str, Any], auth: Any) -> tuple[AllDesks, Permit]:
+        with app.request_context(_with(environ, auth)) as context:
+            now = context.request
+            access, visitor = service().access, visitor_of()
+            if not visitor.carried:
+                # Long-polling opens with a GET, of which a browser says where it is from.
+                access.origins.check_page(now, public=True)
+                access.origins.check_handshake(now, public=True)
+            permit = Permit(access, now, visitor, service().settings.recheck)
+            return AllDesks(visitor, now), permit
 
-    def start(self, message: Mapping[str, Any]) -> Run:
-        said = fields(Message, message)
-        value = _value(said)
-        conversation = self._named(said)
-        beside = said.run is not None and conversation is None
-        if conversation is None and not beside and said.parent is None:
-            conversation = self._conversation
-        parent = said.parent
-        if parent is None and "parent" not in said.model_fields_set:
-            parent = NEWEST
-            if conversation is not None and anyones(self._visitor.principal):
-                parent = self._newest.get(conversation, NEWEST)
-        run, _ = start_for(
-            self._visitor,
-            Asked(
-                self._chain,
-                value,
-                run=said.run,
-                conversation=conversation,
-                parent=parent,
-                multitask=said.multitask,
-            ),
-        )
-        if not beside:
-            self._conversation = run.conversation
-            if anyones(self._visitor.principal):
-                self._newest[run.conversation] = run.id
-        return run
-
-    def _named(self, said: Message) -> str | None:
-        if said.conversation is not None or said.session_id is None:
-            return said.conversation
-        session = f"session {said.session_id}"
-        if anyones(self._visitor.principal):
-            if said.parent is not None:
-                return None  # it is that run's
-            # Others may have the same one, and no cookie either: it is this connection's alone.
-            session = f"{self._own} {session}"
-        return sha256(session.encode()).hexdigest()[:32]
-
-    def read(self, cursor: Cursor) -> Reader | None:
-        self._visitor.check_run(cursor.run)
-        return self._runs.read(cursor, self._visitor.principal)
-
-    def cancel(self, run: str) -> Run:
-        self._visitor.check_run(run)
-        return self._runs.cancel(run, _CANCEL, self._visitor.principal)
+    return door
 
 
-def _value(said: Message) -> dict[str, Any]:
-    texts = [name for name in _TEXTS if name in said.model_fields_set]
-    resumes = "resume" in said.model_fields_set
-    if len(texts) + resumes != 1:
-        raise BadRequest(f"Send one of {', '.join(_TEXTS)}, or resume.", field="question")
-    if resumes:
-        return {"resume": said.resume}
-    most = service().settings.max_question
-    return asked(getattr(said, texts[0]), most, field=texts[0])
+def _with(environ: Mapping[str, Any], auth: Any) -> dict[str, Any]:
+    """The handshake's request, with the `token` or the `ticket` in what a client says of itself."""
+    changed = {k: v for k, v in environ.items() if k != "werkzeug.request"}
+    if auth is None:
+        return changed
+    if not isinstance(auth, dict):
+        raise BadRequest("auth is no object.", field="auth")
+    for name in ("token", "ticket"):
+        if not isinstance(auth.get(name, ""), str):
+            raise BadRequest(f"{name} is not text.", field=name)
+    if "token" in auth:
+        changed["HTTP_AUTHORIZATION"] = f"Bearer {auth['token']}"
+    if "ticket" in auth:
+        changed["QUERY_STRING"] = urlencode({"ticket": auth["ticket"]})
+    return changed

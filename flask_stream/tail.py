@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from .events import Event
 from .stores.base import Store
@@ -28,7 +29,7 @@ class Shared:
         self.after = after
         self.events = events
         self.ended = events[-1].type == "end"
-        self.frames: dict[str, bytes] = {}
+        self.frames: dict[str, Any] = {}
 
     @property
     def last(self) -> int:

@@ -19,18 +19,21 @@ LAYERS = [
     ["__init__"],
     ["app", "gunicorn"],
     ["extension"],
-    ["blueprint", "sockets", "checkpoints"],
+    ["blueprint", "sockets", "plugs"],
+    ["checkpoints"],
     ["checkpoints_sqlite", "checkpoints_postgres", "checkpoints_redis"],
     ["checkpoints_redis_saver"],
     ["checkpoints_lazy"],
+    ["desk"],
     ["serving", "openapi", "commands", "headers"],
     ["permits"],
     ["access"],
     ["identity", "tickets", "quotas"],
     ["keys", "origins", "problems", "requests"],
     ["transports.sse", "transports.websocket", "transports.socketio"],
-    ["transports.websocket_connection"],
-    ["transports.websocket_frames"],
+    ["transports.websocket_connection", "transports.socketio_client", "transports.socketio_wire"],
+    ["transports.websocket_frames", "transports.socketio_packets"],
+    ["talk"],
     ["runs"],
     ["starts", "conversations"],
     ["live", "cache"],
@@ -55,11 +58,21 @@ CHAINS = ["chains.*", "chains.tools", "chains.documents_index", "chains.chosen"]
 CHAINS += ["chains.models", "chains.openai", "chains.local", "chains.llama"]
 CHAINS_MAY = ["config", "errors"]
 #: Who may name an implementation of a plug or a transport.
-NAMES_IMPLEMENTATIONS = ["app", "extension"]
+NAMES_IMPLEMENTATIONS = ["app", "extension", "plugs"]
 #: Who may name a built-in chain or its model.
 NAMES_CHAINS = ["app", "gunicorn", "chains.*"]
 #: Who may know that there is a web framework, or a server, around.
-WEB = ["app", "gunicorn", "extension", "blueprint", "serving", "sockets", "headers", "permits"]
+WEB = [
+    "app",
+    "gunicorn",
+    "extension",
+    "blueprint",
+    "serving",
+    "sockets",
+    "desk",
+    "headers",
+    "permits",
+]
 WEB += ["access", "identity", "quotas", "keys", "origins", "problems", "requests", "transports.*"]
 WEB_PACKAGES = {"flask", "flask_cors", "werkzeug", "gunicorn", "jinja2"}
 LONGEST = 300

@@ -42,7 +42,8 @@ CHECKS = [
     unsupported_method,
 ]
 #: Pages and what belongs to them; and what is not spoken in requests and answers.
-NOT_DESCRIBED = {"/", "/static/stream/{filename}", "/c/{conversation}", "/ws/{chain}"}
+NOT_DESCRIBED = {"/", "/static/stream/{filename}", "/c/{conversation}"}
+NOT_DESCRIBED |= {"/ws/{chain}", "/socket.io/"}
 
 
 @pytest.fixture(scope="module")

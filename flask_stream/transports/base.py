@@ -44,6 +44,9 @@ class Desk(Protocol):
     def cancel(self, run: str) -> Run:
         """Stop a run."""
 
+    def check(self) -> None:
+        """Raise what forbids to start anything at all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:

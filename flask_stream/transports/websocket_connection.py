@@ -6,27 +6,22 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Sized
 from contextlib import suppress
 from typing import Any
 
 from wsproto.events import CloseConnection
 from wsproto.utilities import LocalProtocolError
 
-from ..errors import BadRequest, RequestError, StoreError, TooMany
-from ..events import Cursor
-from ..line import PING, ROOM, Line, Slow, frame, parts
-from ..tail import Reader
+from ..errors import BadRequest, RequestError
+from ..line import PING, ROOM, UNHEARD, Line, Slow, frame, parts
+from ..tail import Reader, Shared
+from ..talk import Talk, check_room
 from .base import Bounds, Desk, Permit, place
 from .websocket_frames import END, objects, texts, understood
 
 logger = logging.getLogger(__name__)
 
 TOO_BIG, RESTART, TOO_SLOW, UNAUTHORIZED = 1009, 1012, 1013, 4401
-#: What a connection may have under way at once: runs that it reads, and runs that it stops.
-MOST = 50
-#: Messages that may wait to be heard before no more are read.
-UNHEARD = 16
 FORMATS = {"native": objects, "text": texts}
 
 
@@ -36,14 +31,11 @@ class Connection:
     def __init__(self, ws: Any, desk: Desk, permit: Permit, bounds: Bounds, format: str) -> None:
         self._ws = ws
         self._line: Line = ws.sock
-        self._desk = desk
+        self._talk = Talk(desk, self._deliver, self._lost)
         self._permit = permit
         self._bounds = bounds
         self._format = format
-        self._readers: dict[str, Reader] = {}
         self._stopping: set[str] = set()
-        self._last: str | None = None
-        self._lock = threading.Lock()
         self._gone = False
         self._check = permit.due()
         self._pinged = time.monotonic()
@@ -101,24 +93,19 @@ class Connection:
     def _obey(self, message: dict[str, Any]) -> None:
         if "cancel" in message:
             run = message["cancel"]
-            run = message.get("run", self._last) if run is True else run
+            run = message.get("run", self._talk.last) if run is True else run
             if not isinstance(run, str):
                 raise BadRequest("cancel is a run's id, or true for the last one.", field="cancel")
             self._stop(run)
         elif "after" in message:
-            self._follow(place(message))
+            where = place(message)
+            if not self._talk.follow(where):
+                self._tell("complete", {"run": where.run, "seq": where.seq})
         else:
-            self._room(self._readers)
-            run = self._desk.start(message).id
-            self._last = run
-            self._follow(Cursor(run, 0))
-
-    def _room(self, under_way: Sized) -> None:
-        if len(under_way) >= MOST:
-            raise TooMany("Too much is under way on this connection.", retry_after=1)
+            self._talk.start(message)
 
     def _stop(self, run: str) -> None:
-        self._room(self._stopping)
+        check_room(len(self._stopping))
         if run not in self._stopping:
             self._stopping.add(run)
             # It answers when the model has stopped: others are heard meanwhile.
@@ -126,49 +113,23 @@ class Connection:
 
     def _cancel(self, run: str) -> None:
         try:
-            self._desk.cancel(run)
+            self._talk.desk.cancel(run)
         except RequestError as error:
             self._refuse(error, run)
         finally:
             self._stopping.discard(run)
 
-    def _follow(self, place: Cursor) -> None:
-        if place.run not in self._readers:
-            self._room(self._readers)
-        reader = self._desk.read(place)
-        if reader is None:
-            self._tell("complete", {"run": place.run, "seq": place.seq})
-            return
-        with self._lock:
-            earlier, self._readers[place.run] = self._readers.get(place.run), reader
-        if earlier is not None:
-            earlier.wake()
-        threading.Thread(target=self._read, args=(reader,), name="read", daemon=True).start()
-
     # Out
 
-    def _read(self, reader: Reader) -> None:
+    def _deliver(self, reader: Reader, shared: Shared) -> None:
         name, render = f"websocket {self._format}", FORMATS[self._format]
-        try:
-            while not self._gone and self._readers.get(reader.run) is reader:
-                shared = reader.take()
-                if shared is None:
-                    reader.wait()
-                    continue
-                frames = shared.frames.get(name)
-                if frames is None:
-                    frames = shared.frames[name] = render(reader.run, shared.events)
-                self._send(frames, reader)
-                if shared.ended:
-                    break
-        except StoreError as error:
-            logger.warning("run %s: store: %s: reader sent away", reader.run, error)
-            self.close(RESTART, "Answers cannot be read right now. Resume with run and after.")
-        finally:
-            reader.close()
-            with self._lock:
-                if self._readers.get(reader.run) is reader:
-                    del self._readers[reader.run]
+        frames = shared.frames.get(name)
+        if frames is None:
+            frames = shared.frames[name] = render(reader.run, shared.events)
+        self._send(frames, reader)
+
+    def _lost(self) -> None:
+        self.close(RESTART, "Answers cannot be read right now. Resume with run and after.")
 
     def _refuse(self, error: RequestError, run: Any = None) -> None:
         told = {"status": error.status, "detail": error.detail, "field": error.field}
@@ -186,7 +147,7 @@ class Connection:
         words = data.get("detail") or data.get("message")
         frames = frame(f"Error: {words}") if words else b""
         # Nothing else will say that there is no more to come.
-        self._send(frames if self._readers else frames + frame(END))
+        self._send(frames if len(self._talk) else frames + frame(END))
 
     def _send(self, frames: bytes, reader: Reader | None = None) -> None:
         """Frames, if they are not those of a reader who has been followed by another."""
@@ -195,9 +156,8 @@ class Connection:
         try:
             # In parts: each has its time, and what others have to say comes between.
             for part in parts(frames, ROOM) if len(frames) > ROOM else (frames,):
-                with self._lock:
-                    stale = reader is not None and self._readers.get(reader.run) is not reader
-                    if not stale and not self._gone:
+                with self._talk.lock:
+                    if not self._gone and (reader is None or self._talk.reads(reader)):
                         self._line.send(part)
         except Slow:
             self.close(TOO_SLOW, "You read too slowly. Resume with run and after.")
@@ -219,8 +179,7 @@ class Connection:
     def leave(self) -> None:
         """The client has gone: its readers end, its runs go on."""
         self._gone = True
-        for reader in list(self._readers.values()):
-            reader.wake()
+        self._talk.leave()
         self._permit.leave()
 
 

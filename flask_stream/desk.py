@@ -1,0 +1,135 @@
+"""What one connection may do: start runs in conversations of its own, read them, stop them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+from flask import Request
+
+from .access import Visitor
+from .errors import BadRequest
+from .events import Cursor, new_id
+from .requests import Message, asked, fields
+from .rights import anyones
+from .serving import runs, service, start_for
+from .starts import NEWEST, Asked
+from .stores.base import Run
+from .tail import Reader
+
+#: Seconds that a Stop may take.
+_CANCEL = 10.0
+_TEXTS = ("question", "message", "input")
+
+
+class AllDesks:
+    """One connection's, for any chain: a message names it, or it is the first that was added."""
+
+    def __init__(self, visitor: Visitor, request: Request) -> None:
+        self._visitor = visitor
+        self._request = request
+        self._desks: dict[str, Desk] = {}
+        self._any = Desk("", visitor)
+
+    def check(self) -> None:
+        starts = runs().starts
+        public = any(starts.chain(name).public for name in starts.names())
+        self._check(public)
+
+    def _check(self, public: bool) -> None:
+        service().access.check_handshake(self._request, self._visitor, public=public)
+
+    def start(self, message: Mapping[str, Any]) -> Run:
+        rest = dict(message)
+        ticket = self._visitor.ticket
+        usual = next(iter(runs().starts.names()), "") if ticket is None else ticket.ticket.chain
+        chain = rest.pop("chain", usual)
+        if not isinstance(chain, str):
+            raise BadRequest("chain is not text.", field="chain")
+        self._check(runs().starts.chain(chain).public)
+        return self._desks.setdefault(chain, Desk(chain, self._visitor)).start(rest)
+
+    def read(self, cursor: Cursor) -> Reader | None:
+        return self._any.read(cursor)
+
+    def cancel(self, run: str) -> Run:
+        return self._any.cancel(run)
+
+
+class Desk:
+    """One connection's: a question that names no conversation follows the one before.
+
+    With a `run` of its own it stands beside the others instead.
+    """
+
+    def __init__(self, chain: str, visitor: Visitor) -> None:
+        self._chain = chain
+        self._visitor = visitor
+        self._runs = runs()  # looked up here: a Stop is waited for in a thread of its own
+        self._own = new_id()
+        self._conversation = self._own
+        # Nobody's conversations are nobody's; but what was asked here is known here.
+        self._newest: dict[str, str] = {}
+
+    def check(self) -> None:
+        """Nothing: who has this desk was let in to its chain."""
+
+    def start(self, message: Mapping[str, Any]) -> Run:
+        said = fields(Message, message)
+        value = _value(said)
+        conversation = self._named(said)
+        beside = said.run is not None and conversation is None
+        if conversation is None and not beside and said.parent is None:
+            conversation = self._conversation
+        parent = said.parent
+        if parent is None and "parent" not in said.model_fields_set:
+            parent = NEWEST
+            if conversation is not None and anyones(self._visitor.principal):
+                parent = self._newest.get(conversation, NEWEST)
+        run, _ = start_for(
+            self._visitor,
+            Asked(
+                self._chain,
+                value,
+                run=said.run,
+                conversation=conversation,
+                parent=parent,
+                multitask=said.multitask,
+            ),
+        )
+        if not beside:
+            self._conversation = run.conversation
+            if anyones(self._visitor.principal):
+                self._newest[run.conversation] = run.id
+        return run
+
+    def _named(self, said: Message) -> str | None:
+        if said.conversation is not None or said.session_id is None:
+            return said.conversation
+        session = f"session {said.session_id}"
+        if anyones(self._visitor.principal):
+            if said.parent is not None:
+                return None  # it is that run's
+            # Others may have the same one, and no cookie either: it is this connection's alone.
+            session = f"{self._own} {session}"
+        return sha256(session.encode()).hexdigest()[:32]
+
+    def read(self, cursor: Cursor) -> Reader | None:
+        self._visitor.check_run(cursor.run)
+        return self._runs.read(cursor, self._visitor.principal)
+
+    def cancel(self, run: str) -> Run:
+        self._visitor.check_run(run)
+        return self._runs.cancel(run, _CANCEL, self._visitor.principal)
+
+
+def _value(said: Message) -> dict[str, Any]:
+    texts = [name for name in _TEXTS if name in said.model_fields_set]
+    resumes = "resume" in said.model_fields_set
+    if len(texts) + resumes != 1:
+        raise BadRequest(f"Send one of {', '.join(_TEXTS)}, or resume.", field="question")
+    if resumes:
+        return {"resume": said.resume}
+    most = service().settings.max_question
+    return asked(getattr(said, texts[0]), most, field=texts[0])
