@@ -53,7 +53,8 @@ def create_app(**settings: Any) -> Flask:
         chat(model, own),
         input=lambda input: {"question": input.question, "history": history(input)},
     )
-    stream.add("summary", Summary(own))
+    # Pieces of a document that are sent without waiting are read one after the other.
+    stream.add("summary", Summary(own), multitask="queue")
     if find_spec("langchain") is not None:
         stream.add("agent", agent(model, own), refusal=lambda: tools_refusal(own))
     return app

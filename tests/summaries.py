@@ -12,4 +12,4 @@ app = Flask(__name__)
 app.config.from_prefixed_env()
 stream = FlaskStream(app)
 service: Service = app.extensions["flask_stream"]
-stream.add("summary", Summary(service.settings))
+stream.add("summary", Summary(service.settings), multitask="queue")
