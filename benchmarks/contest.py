@@ -105,6 +105,8 @@ def run(contestant: Contestant, terms: Terms, client: Client) -> dict[int, Resul
             streams=2,
             total=4,
             cap=30,
+            opening=list(contestant.opening),
+            over=contestant.over,
         )
         # Imports on first use, connections to the provider, the interpreter's caches.
         warm = client.do(job)

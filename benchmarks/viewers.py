@@ -40,7 +40,7 @@ def _cost(contestant: Contestant) -> float:
 
         def view(count: int) -> int:
             for _ in range(count):
-                stack.enter_context(_viewer(server.port, path))
+                stack.enter_context(viewer(server.port, path))
             return memory(server.process.pid, "VmRSS")
 
         before = view(FIRST)
@@ -59,7 +59,7 @@ def start_run(port: int, chain: str) -> str:
     return f"/runs/{json.loads(body)['run']}"
 
 
-def _viewer(port: int, path: str) -> socket.socket:
+def viewer(port: int, path: str) -> socket.socket:
     """A connection on which the first word has come."""
     sock = socket.create_connection(("127.0.0.1", port), 10)
     sock.sendall(request(path).encode())

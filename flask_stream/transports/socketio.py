@@ -19,6 +19,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import Any, Protocol
 
+from engineio.payload import Payload
 from flask import Request, Response
 from flask_socketio import SocketIO
 from socketio.exceptions import ConnectionRefusedError as Refused
@@ -29,7 +30,7 @@ from ..line import check_upgrade
 from ..tasks import Every
 from .base import LOOK, SPREAD, Bounds, Desk, Permit
 from .socketio_client import Client
-from .socketio_wire import Wire
+from .socketio_wire import Wire, joined
 
 logger = logging.getLogger(__name__)
 #: The engine's own words. Below errors it would tell what people ask.
@@ -63,6 +64,9 @@ def make_server(app: Any, bounds: Bounds, queue: str | None) -> SocketIO:
         options["client_manager"] = RedisManager(
             queue, channel="flask-socketio", logger=engine_logger
         )
+    # How many packets one request may have: 16, else, and what is more would be lost. The body has
+    # its own limit.
+    Payload.max_decode_packets = 10_000
     made = SocketIO()
     made.init_app(
         None,
@@ -192,7 +196,8 @@ class SocketIOs:
         return Response(said.get_data(), said.status, said.headers)
 
     def _enter(self, session: str, let_in: LetIn) -> Client:
-        client = Client(self._server, session, *let_in)
+        # Another's wire knows nothing of several packets in one.
+        client = Client(self._server, session, *let_in, joined if self.own else list)
         with self._lock:
             self._clients[session] = client
             if self._look is None:

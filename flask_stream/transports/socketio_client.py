@@ -18,15 +18,26 @@ from .socketio_packets import answer, packet, packets, told, understood
 
 logger = logging.getLogger(__name__)
 
-#: Packets that may wait for a client, and seconds between two looks whether some have gone.
-_ROOM, _LOOK = 64, 0.02
+#: What may wait for a client: parts of an answer, and, where it polls for them, packets; so many
+#: are as many as all clients read at once.
+_WAITING, _POLLED = 64, 12
+#: Seconds between two looks whether some have gone.
+_LOOK = 0.02
 
 
 class Client:
     """Whoever is at the other end of an Engine.IO session, over whichever of its two wires."""
 
-    def __init__(self, server: Any, session: str, desk: Desk, permit: Permit) -> None:
+    def __init__(
+        self,
+        server: Any,
+        session: str,
+        desk: Desk,
+        permit: Permit,
+        join: Callable[[Sequence[str]], Sequence[str]],
+    ) -> None:
         self._server = server
+        self._join = join
         self._engine = server.eio
         self._session = session
         #: What Socket.IO calls it, once it is connected.
@@ -101,21 +112,23 @@ class Client:
 
     def tell(self, name: str, data: dict[str, Any]) -> None:
         """Something that is no event of a run."""
-        self._send(packet(name, told(data)))
+        self._send([packet(name, told(data))])
 
     def _deliver(self, reader: Reader, shared: Shared) -> None:
         sent = shared.frames.get("socketio")
         if sent is None:
             sent = packets(reader.run, shared.events, lambda: answer(self._whole(reader.run)))
             shared.frames["socketio"] = sent
-        for start in range(0, len(sent), _ROOM):
-            while self._waiting() >= _ROOM and self.talk.reads(reader):
+        done = 0
+        while done < len(sent) and self.talk.reads(reader):
+            room = self._room()
+            if room <= 0:
                 time.sleep(_LOOK)  # who is gone, or never reads, is noticed by Engine.IO
+                continue
             with self.talk.lock:
-                if not self.talk.reads(reader):
-                    return
-                for one in sent[start : start + _ROOM]:
-                    self._send(one)
+                if self.talk.reads(reader):
+                    self._send(sent[done : done + room])
+            done += room
 
     def _whole(self, run: str) -> Iterator[Event]:
         reader = self.talk.desk.read(Cursor(run, 0))
@@ -129,13 +142,21 @@ class Client:
         finally:
             reader.close()
 
-    def _waiting(self) -> int:
+    def _room(self) -> int:
+        """How many packets more it may be given by now."""
         socket = self._engine.sockets.get(self._session)
-        return 0 if socket is None else int(socket.queue.qsize())
+        if socket is None:
+            return 1
+        waiting = int(socket.queue.qsize())
+        return (_WAITING if waiting < _WAITING else 0) if socket.upgraded else _POLLED - waiting
 
-    def _send(self, one: str) -> None:
+    def _send(self, sent: Sequence[str]) -> None:
+        socket = self._engine.sockets.get(self._session)
+        if socket is not None and socket.upgraded:
+            sent = self._join(sent)
         try:
-            self._engine.send(self._session, one)
+            for one in sent:
+                self._engine.send(self._session, one)
         except EngineIOError:  # it has just gone
             self.leave()
 
