@@ -1,19 +1,24 @@
-"""Behind nginx as it comes: a token is not held back, and a viewer that goes is noticed."""
+"""Behind nginx: a token is not held back, a viewer that goes is noticed; all wires, as shipped."""
 
 from __future__ import annotations
 
+import queue
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import socketio
 
 from .provider import Provider, Script
-from .server import Server
+from .server import ROOT, Server
 from .sse import Stream, request
+from .test_websocket import wires
+from .ws import Socket, text_of
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 CONFIG = """
@@ -41,16 +46,17 @@ http {{
 pytestmark = pytest.mark.skipif(NGINX is None, reason="needs nginx")
 
 
-@pytest.fixture
-def proxied(service: Server, tmp_path: Path) -> Iterator[str]:
-    """The service's URL behind an nginx that says nothing of buffering."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = tmp_path / "nginx.conf"
-    config.write_text(CONFIG.format(folder=tmp_path, port=port, upstream=service.url))
+SHIPPED = (ROOT / "deploy" / "nginx.conf").read_text()
+FOLDERS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+
+@contextmanager
+def nginx(config: str, folder: Path, port: int) -> Iterator[str]:
+    """An nginx of that configuration; its URL."""
+    file = folder / "nginx.conf"
+    file.write_text(config)
     assert NGINX is not None
-    process = subprocess.Popen([NGINX, "-c", config, "-p", tmp_path], stderr=subprocess.PIPE)
+    process = subprocess.Popen([NGINX, "-c", file, "-p", folder], stderr=subprocess.PIPE)
     url = f"http://127.0.0.1:{port}"
     try:
         until = time.monotonic() + 10
@@ -65,6 +71,49 @@ def proxied(service: Server, tmp_path: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.communicate()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def proxied(service: Server, tmp_path: Path) -> Iterator[str]:
+    """The service's URL behind an nginx that says nothing of buffering."""
+    port = free_port()
+    config = CONFIG.format(folder=tmp_path, port=port, upstream=service.url)
+    with nginx(config, tmp_path, port) as url:
+        yield url
+
+
+@contextmanager
+def shipped(folder: Path, servers: list[Server], *, sticky: bool = True) -> Iterator[str]:
+    """Two services of a worker each behind what is in `deploy`."""
+    port = free_port()
+    lines = "\n".join(f"    server {server.url.removeprefix('http://')};" for server in servers)
+    config = SHIPPED
+    for wanted, found in (
+        ("    server 127.0.0.1:8000;", lines),
+        ("listen 80;", f"listen 127.0.0.1:{port};"),
+        ("/var/log/nginx/stream.log", f"{folder}/access.log"),
+        *([] if sticky else [("    hash $remote_addr consistent;\n", "")]),
+    ):
+        assert wanted in config
+        config = config.replace(wanted, found)
+    paths = "\n".join(f"{name}_temp_path {folder}/{name};" for name in FOLDERS)
+    usual = f"daemon off; master_process off; pid {folder}/pid; error_log stderr; events {{}}"
+    with nginx(f"{usual}\nhttp {{\n{paths}\n{config}\n}}\n", folder, port) as url:
+        yield url
+
+
+@pytest.fixture
+def two(provider: Provider, tmp_path: Path) -> Iterator[list[Server]]:
+    """Two services with a worker each, and one store."""
+    with wires(provider, tmp_path) as one, wires(provider, tmp_path) as other:
+        yield [one, other]
 
 
 def test_a_token_comes_through_before_the_next_is_said(proxied: str, provider: Provider) -> None:
@@ -94,3 +143,45 @@ def test_a_viewer_that_goes_is_noticed_through_it(
     while streams() > before and time.monotonic() < until:
         time.sleep(0.05)
     assert streams() == before
+
+
+def test_as_shipped_all_wires_come_through(
+    two: list[Server], provider: Provider, tmp_path: Path
+) -> None:
+    provider.script = Script(["a", "b", "c"])
+    with shipped(tmp_path, two) as url:
+        with Stream(f"{url}/stream_count?question=3") as stream:
+            said = [event.data for event in stream.events() if '"content"' in event.data]
+            assert len(said) == 3
+        with Socket(f"{url}/ws/chat") as ws:
+            ws.say("nginx")
+            assert text_of(ws.events()) == "abc"
+        for transports in (["polling"], ["websocket"], ["polling", "websocket"]):
+            assert answer_to(url, transports) == "abc"
+    log = (tmp_path / "access.log").read_text()
+    assert "/socket.io/" in log
+    assert "question" not in log
+    assert "sid" not in log
+
+
+def test_long_polling_needs_the_sticky_lines(
+    two: list[Server], provider: Provider, tmp_path: Path
+) -> None:
+    provider.script = Script(["a", "b", "c"])
+    with shipped(tmp_path, two, sticky=False) as url:
+        assert answer_to(url, ["websocket"]) == "abc"
+        with pytest.raises(socketio.exceptions.ConnectionError):
+            answer_to(url, ["polling"])
+
+
+def answer_to(url: str, transports: list[str]) -> str:
+    """What the official client is told in the end."""
+    told: queue.Queue[str] = queue.Queue()
+    client = socketio.Client(reconnection=False)
+    client.on("stream_end", lambda data: told.put(data["full_response"]))
+    client.connect(url, transports=transports, wait_timeout=5)
+    try:
+        client.emit("stream_question", "nginx")
+        return told.get(timeout=20)
+    finally:
+        client.disconnect()
