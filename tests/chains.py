@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from flask import Flask
 from langchain_openai import ChatOpenAI
+from langgraph.graph import START, MessagesState, StateGraph
 
 from flask_stream import FlaskStream
 
@@ -23,6 +24,18 @@ model = ChatOpenAI(
 )
 stream.add("chat", model)
 stream.add("again", model, on_lost="restart", attempts=2)
+
+
+def steps() -> StateGraph[MessagesState]:
+    """Two nodes, one after the other, which ask the model by their names."""
+    graph = StateGraph(MessagesState)
+    for name, before in (("first", START), ("second", "first")):
+        graph.add_node(name, lambda state, name=name: {"messages": [model.invoke(name)]})
+        graph.add_edge(before, name)
+    return graph
+
+
+stream.add("steps", steps().compile(), on_lost="restart")
 
 
 @stream.chain("count")

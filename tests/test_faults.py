@@ -47,6 +47,7 @@ def serving(kind: str, folder: Path, provider: Provider, lease: float) -> Iterat
             lease=lease,
             heartbeat=0.5,
             write_timeout=2,
+            checkpoints=valkey.url if valkey else f"sqlite:///{folder}/state.db",
             OPENAI_BASE_URL=provider.url,
         )
         command = gunicorn(app="tests.chains:app")
@@ -206,6 +207,31 @@ def test_a_chain_for_that_is_started_anew_and_no_more_than_it_may(
     assert code_of(events) == "worker_lost"
     assert [event.type for event in events].count("reset") == 1
     assert len(provider.calls) == 2
+
+
+def test_a_graph_whose_worker_is_killed_goes_on_after_its_last_finished_node(
+    pair: Pair, provider: Provider
+) -> None:
+    provider.scripts["first"] = Script(["one"])
+    provider.scripts["second"] = Script(["t", "w", "o"], stall=1)
+    run = start(pair.one, "go", chain="steps")
+    with follow(pair.two, run) as stream:
+        seen = read(stream, 1)
+        while '"content":"t"' not in seen[-1].data:
+            seen += read(stream, 1)
+        os.kill(worker(pair.one), signal.SIGKILL)
+        provider.scripts["second"] = Script(["t", "w", "o"])
+        events = seen + list(stream.events())
+    assert end_of(events) == {"status": "done", "error": None}
+    asked = [call.question for call in provider.calls]
+    assert asked == ["first", "second", "second"]
+    said: dict[str, str] = {}
+    for event in events:
+        data = json.loads(event.data)
+        if event.type == "message" and "content" in data:
+            said[data["message"]] = said.get(data["message"], "") + data["content"]
+    # What was said of a step that was not finished stays said; then that step is done anew.
+    assert list(said.values()) == ["one", "t", "two"]
 
 
 # Readers
