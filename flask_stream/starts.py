@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -116,10 +117,11 @@ class Starts:
             if there is not None:
                 return _same(there, asked.chain, encode(asked.value), asked.who), False
             try:
-                return self._admitted(chain, asked, multitask)
+                with self._turn(asked, multitask):
+                    return self._admitted(chain, asked, multitask)
             except BaseException:
                 if asked.run:
-                    self._store.disclaim(_claimed(asked.run), claim)
+                    self._store.disclaim(f"start:{asked.run}", claim)
                 raise
         except Full:
             raise TooMany("You have too many answers under way.", retry_after=5) from None
@@ -135,12 +137,29 @@ class Starts:
         until = time.monotonic() + _TWICE
         while (there := self._store.get(id)) is None:
             mine = new_id()
-            if self._store.claim(_claimed(id), mine, _TWICE) == mine:
+            if self._store.claim(f"start:{id}", mine, _TWICE) == mine:
                 return self._store.get(id), mine
             if time.monotonic() > until:
                 raise Unavailable("This question is being taken.", field="run", retry_after=1)
             time.sleep(0.02)
         return there, ""
+
+    @contextmanager
+    def _turn(self, asked: Asked, multitask: str) -> Iterator[None]:
+        """Of those who queue for the end of a conversation one at a time: each has its own end."""
+        if multitask != "queue" or asked.parent != NEWEST or not asked.conversation:
+            yield
+            return
+        key, mine = f"turn:{asked.who}:{asked.conversation}", new_id()
+        until = time.monotonic() + _TWICE
+        while self._store.claim(key, mine, _TWICE) != mine:
+            if time.monotonic() > until:
+                raise Unavailable("Others are asking here.", field="conversation", retry_after=1)
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            self._store.disclaim(key, mine)
 
     def _admitted(self, chain: Chain, asked: Asked, multitask: str) -> tuple[Run, bool]:
         conversation, parent = self._place(asked.who, asked.conversation, asked.parent)
@@ -271,10 +290,6 @@ def _after(run: Run | None) -> float:
     """Now, or just after that run: workers' clocks differ, and what comes next is later."""
     now = time.time()
     return now if run is None else max(now, math.nextafter(run.created, math.inf))
-
-
-def _claimed(run: str) -> str:
-    return f"start:{run}"
 
 
 def _check_id(field: str, text: str | None) -> None:

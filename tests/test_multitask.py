@@ -212,9 +212,10 @@ def test_queued_by_many_at_once_they_come_one_after_another(pair: Pair, who: Sen
         assert read(pair.one, answer.json()["run"], who).status == "done"
     calls = pair.provider.calls
     assert sorted(asked(pair)) == list("012345")
-    # None is asked while another is answered: each knows as much as its branch has.
-    for call in calls:
+    # None is asked while another is answered, and each knows of all before it.
+    for place, call in enumerate(calls):
         before = told(call)[:-1]
+        assert before[::2] == [f"human: {question}" for question in asked(pair)[:place]]
         assert before[1::2] == [said.replace("human: ", "ai: about ") for said in before[::2]]
 
 
