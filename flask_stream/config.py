@@ -62,7 +62,10 @@ class Settings:
         None, "The model that is asked when the first fails before its first token."
     )
     base_url: str | None = _setting(
-        None, "Where `openai:`, `ollama:` and `vllm:` models are, if not at their usual address."
+        None,
+        "Where `STREAM_MODEL` is, if it is an `openai:`, `ollama:` or `vllm:` model and not at its "
+        "usual address. For that provider alone: a fallback of another is at its own usual "
+        "address, or at `OPENAI_BASE_URL`.",
     )
     system_prompt: str = _setting(
         "You are a helpful assistant.", "What the built-in `chat` tells its model first."

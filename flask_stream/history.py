@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .sources.base import Turn
+from .sources.base import Source, Turn
 from .stores.base import Run, Store
 from .tail import PAGE
 
-#: Earlier turns that a question brings along at most; what the model can take is the chain's own.
+#: Earlier turns that a question brings along at most, where its source does not say `turns`; what
+#: the model can take is the chain's own.
 TURNS = 50
 #: Characters of a question that name a conversation.
 TITLE = 80
@@ -31,11 +32,11 @@ def shown(value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def turns(store: Store, run: str | None) -> list[Turn]:
+def turns(store: Store, run: str | None, most: int = TURNS) -> list[Turn]:
     """The conversation up to and with a run, oldest turn first. Raises StoreError."""
     found: list[Turn] = []
     later = ""
-    while run is not None and len(found) < TURNS:
+    while run is not None and len(found) < most:
         stored = store.get(run)
         if stored is None:
             break
@@ -47,6 +48,13 @@ def turns(store: Store, run: str | None) -> list[Turn]:
             later = ""
         run = stored.parent
     return found[::-1]
+
+
+def check_history(store: Store, source: Source, value: dict[str, Any], parent: Run | None) -> None:
+    """Let a source refuse an input for what came before it; not while that is still to end."""
+    own = getattr(source, "check_history", None)
+    if own is not None and value.keys() != {"resume"} and not (parent and parent.live):
+        own(value, lambda: turns(store, parent.id if parent else None))
 
 
 def question(value: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from .errors import Code, StoreError
 from .events import encode
-from .history import shown, turns
+from .history import TURNS, shown, turns
 from .journal import Journal
 from .keeper import Keeper, Times
 from .log import Trouble
@@ -115,7 +115,7 @@ class Live:
         value = json.loads(run.input)
         return Input(
             value,
-            turns(self._store, run.parent),
+            turns(self._store, run.parent, getattr(chain.source, "turns", None) or TURNS),
             run=run.id,
             parent=run.parent,
             thread=_thread(chain, run),

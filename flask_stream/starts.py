@@ -14,7 +14,7 @@ from typing import Any, Literal
 from .cache import Replay, cache_key
 from .errors import BadRequest, Conflict, NotFound, StoreError, TooMany, Unavailable
 from .events import encode, is_id, new_id
-from .history import title, turns
+from .history import check_history, title, turns
 from .keeper import Times
 from .live import Chain, Live
 from .rights import anyones, check, may
@@ -165,6 +165,7 @@ class Starts:
         conversation, parent = self._place(asked.who, asked.conversation, asked.parent)
         if asked.resumes and (parent is None or parent.status != "interrupted"):
             raise Conflict("This run has not asked for an answer.", field="resume")
+        check_history(self._store, chain.source, asked.value, parent)
         asked.admit()
         run = Run(
             id=asked.run or new_id(),

@@ -12,18 +12,27 @@ JSON = dict[str, Any]
 
 
 class Claude(ThreadingHTTPServer):
-    """Streams thinking, then text, then ends; `refusals` are statuses that come before that."""
+    """Streams thinking, then text, then ends.
+
+    `refusals` are statuses that come before that; after `fails` events it says that it cannot.
+    """
 
     daemon_threads = True
 
     def __init__(
-        self, thinking: list[str], text: list[str], refusals: tuple[int, ...] = ()
+        self,
+        thinking: list[str],
+        text: list[str],
+        refusals: tuple[int, ...] = (),
+        fails: int | None = None,
     ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.thinking = thinking
         self.text = text
         self.refusals = list(refusals)
+        self.fails = fails
         self.calls: list[JSON] = []
+        self.headers: list[dict[str, str]] = []  # of each call
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
         self._thread.start()
@@ -75,6 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.calls.append(json.loads(body))
+        self.server.headers.append(dict(self.headers))
         if self.server.refusals:
             self.send_response(self.server.refusals.pop(0))
             self.send_header("Content-Length", "2")
@@ -85,5 +95,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
-        for event in self.server.events():
+        for count, event in enumerate(self.server.events()):
+            if count == self.server.fails:
+                problem = {"type": "overloaded_error", "message": "Overloaded"}
+                event = {"type": "error", "error": problem}
             self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+            if event["type"] == "error":
+                return

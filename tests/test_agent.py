@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import os
 import re
+import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +39,21 @@ def calculate(expression: str) -> str:
         ("sqrt(2) * sqrt(2)", "2"),
         ("-3 % 5 + 7 // 2", "5"),
         ("round(pi, 2) + max(1, 2)", "5.14"),
+        ("123456789 * 987654321", "121932631112635269"),
+        ("1.0001 ** 10000", "2.71814592682493"),
+        ("0.5 ** 5000", "0"),
+        ("2 ** -99999999", "0"),
+        ("(-1) ** 10 ** 300", "1"),
+        ("min(3)", "3"),
+        ("log(8, 2)", "3"),
+        ("round(12345, -2)", "12300"),
+        ("round(5, -9999999)", "0"),
+        ("round(5.5, -9999999)", "0"),
+        ("round(5, 10 ** 300)", "5"),
+        ("round(2.675, 2.0)", "2.67"),
+        ("1+" * 249 + "1", "250"),
+        ("-" * 300 + "1", "1"),
+        ("(" * 90 + "1" + ")" * 90, "1"),
     ],
 )
 def test_it_calculates(expression: str, result: str) -> None:
@@ -61,16 +80,85 @@ def test_it_calculates(expression: str, result: str) -> None:
         "1" * 501,
         "(" * 300 + "1",
         "(-8) ** 0.5",
+        "(-8.0) ** 1e300",
         "\0",
+        "\ud800",
+        "1e999",
+        "1e308 * 10",
+        "1e308 // 1e-308",
+        "floor(1e308 * 10)",
+        "1e308 * 10 - 1e308 * 10",
+        "10 ** 308 * 100",
+        "10 ** 308 * 1e9",
+        "9**" * 160 + "9",
+        "*".join(["9" * 80] * 6),
+        "exp(1000)",
+        "log(0)",
+        "log(8, 1)",
+        "min()",
+        "sin()",
+        "min(*1)",
+        "round(5, 2.5)",
+        "round(1, 2, 3)",
+        "1j",
+        "(" * 249 + ")" * 249,
+        "[" * 499,
     ],
 )
 def test_what_cannot_be_calculated_is_told_and_harms_nobody(expression: str) -> None:
-    assert calculate(expression).startswith("This cannot be calculated")
+    began = time.thread_time()
+    # A sentence, and nothing of Python's own.
+    assert re.fullmatch(r"This cannot be calculated: [\w ,]+\.", calculate(expression))
+    assert time.thread_time() - began < 0.5
+
+
+def test_rounding_to_any_place_takes_no_time() -> None:
+    began = time.thread_time()
+    for places in ("-9999999", "-10 ** 9", "10 ** 9", "-(10 ** 300)", "-1e308"):
+        assert calculate(f"round(5, {places})") in ("0", "5")
+        assert float(calculate(f"round(5.5, {places})")) in (0, 5.5)
+    assert time.thread_time() - began < 0.5
 
 
 @given(st.text(alphabet="0123456789+-*/%().e ,sqrtminaxlogp", max_size=60))
 def test_no_expression_takes_long_or_raises(expression: str) -> None:
     assert calculate(expression)
+
+
+_LARGE = ["0", "1", "-2", "0.5", "3", "1e308", "-1e-308", "9" * 60, "10**300", "pi", "e"]
+_CALLED = ["sqrt", "exp", "log", "log2", "sin", "floor", "ceil", "abs", "round", "min", "max"]
+EXPRESSIONS = st.recursive(
+    st.sampled_from(_LARGE),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["+", "-", "*", "/", "//", "%", "**"]), inner).map(
+            lambda parts: f"({''.join(parts)})"
+        ),
+        st.tuples(
+            st.sampled_from(_CALLED),
+            st.lists(inner, max_size=3).map(", ".join),
+        ).map(lambda call: f"{call[0]}({call[1]})"),
+        inner.map(lambda one: f"-{one}"),
+    ),
+    max_leaves=30,
+)
+
+
+@given(EXPRESSIONS)
+def test_every_expression_is_a_number_or_a_sentence_at_once(expression: str) -> None:
+    began = time.thread_time()
+    result = calculate(expression)
+    assert time.thread_time() - began < 0.5
+    if not re.fullmatch(r"This cannot be calculated: [\w ,]+\.", result):
+        assert math.isfinite(float(result))
+
+
+def test_an_expression_is_answered_where_the_stack_is_nearly_full() -> None:
+    def deeper(levels: int) -> str:
+        function = calculator.func  # type: ignore[attr-defined]
+        return deeper(levels - 1) if levels else str(function("1+" * 249 + "1"))
+
+    left = sys.getrecursionlimit() - len(inspect.stack())
+    assert deeper(left - 200).startswith("This cannot be calculated: the expression is nested")
 
 
 def test_the_time_is_told_in_any_zone() -> None:
@@ -80,6 +168,9 @@ def test_the_time_is_told_in_any_zone() -> None:
     assert "(America/New_York" in time_in.invoke({"zone": "new york"})
     assert "Did you mean Europe/Berlin" in time_in.invoke({"zone": "Europe/Berlni"})
     assert time_in.invoke({"zone": "../../etc/passwd"}).startswith("There is no zone")
+    began = time.thread_time()
+    assert len(time_in.invoke({"zone": "Berlin" * 100_000})) < 200
+    assert time.thread_time() - began < 2
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ PLUGS = ["stores", "sources", "dialects"]
 PLUG_MAY = ["<kind>.base", "<plug>_*", "calls", "messages", "inputs"]
 PLUG_MAY += ["config", "faults", "tasks", "events", "errors"]
 #: The built-in chains are users of LangChain, from the top down, and know the settings alone.
-CHAINS = ["chains.*", "chains.tools", "chains.documents_index", "chains.chosen"]
+CHAINS = ["chains.*", "chains.tools", "chains.documents_index", "chains.pieces", "chains.chosen"]
 CHAINS += ["chains.models", "chains.openai", "chains.local", "chains.llama"]
 CHAINS_MAY = ["config", "errors"]
 #: Who may name an implementation of a plug or a transport.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -43,6 +44,10 @@ def summaries(provider: Provider, tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
+class Refused(Exception):
+    """What was asked for is not done, and why."""
+
+
 class Wire:
     """One connection: what it is sent, and what it tells of each run."""
 
@@ -53,7 +58,8 @@ class Wire:
     def next(self) -> JSON:
         """The next event of any run."""
         event = self._receive()
-        assert event["type"] != "error", event
+        if event["type"] == "error":
+            raise Refused(event["data"])
         return event
 
     def run(self) -> list[JSON]:
@@ -93,8 +99,9 @@ def by_socketio(server: Server, who: Sent) -> Iterator[Wire]:
         yield wire
     finally:
         client.disconnect()
-    assert [set(one) for one in acknowledged] == [{"run", "conversation"}] * len(acknowledged)
     assert acknowledged
+    for one in acknowledged:
+        assert one.keys() in ({"run", "conversation"}, {"error", "status", "field"})
 
 
 Opened = Callable[[Server, Sent], AbstractContextManager[Wire]]
@@ -159,3 +166,38 @@ def test_a_document_goes_on_over_another_connection(
         wire.send({"input": {"finish": True}, "session_id": "my document"})
         assert text(wire.run()) == "All of 1, 2, 3, 4."
     assert len(provider.calls) == len(PIECES) + 1
+
+
+@wires
+def test_an_end_of_no_pieces_is_refused_before_anything_is_started(
+    summaries: Server, provider: Provider, opened: Opened
+) -> None:
+    with opened(summaries, SOMEBODY) as wire:
+        wire.send({"input": {"finish": True}})
+        with pytest.raises(Refused) as refused:
+            wire.next()
+        told = refused.value.args[0]
+        assert told["status"] == 400
+        assert told["field"] == "input.finish"
+        wire.send({"input": {"piece": PIECES[0]}})
+        assert text(wire.run()) == "Summary of 1."
+    assert len(provider.calls) == 1
+
+
+def test_a_text_may_have_more_pieces_than_a_talk_has_turns(
+    summaries: Server, provider: Provider
+) -> None:
+    provider.script = many
+    with by_websocket(summaries, SOMEBODY) as wire:
+        for number in range(60):
+            wire.send({"input": {"piece": f"<{number}>"}})
+            assert text(wire.run()) == f"[{number}]"
+        wire.send({"input": {"finish": True}})
+        wire.run()
+    asked = "".join(str(call.json["messages"][-1]["content"]) for call in provider.calls[60:])
+    assert re.findall(r"\[(\d+)\]", asked) == [str(number) for number in range(60)]
+
+
+def many(request: JSON) -> Script:
+    number = re.search(r"<(\d+)>", str(request["messages"][-1]["content"]))
+    return Script([f"[{number[1]}]" if number else "All of them."])

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from flask_stream.chains.local import fetch
 from flask_stream.chains.models import start_local
-from flask_stream.chains.summary import BYTES, FINAL, JOIN, PART, WHOLE, Summary, grouped, split
+from flask_stream.chains.pieces import BYTES, grouped, split
+from flask_stream.chains.summary import FINAL, JOIN, PART, WHOLE, Summary
 from flask_stream.chains.summary import prompt as prompt_of
 from flask_stream.config import Settings
 from flask_stream.errors import BadRequest, Code, ConfigError, Fault
@@ -288,6 +289,22 @@ def test_an_end_of_nothing_is_refused(provider: Provider) -> None:
     assert provider.calls == []
 
 
+def test_what_came_before_tells_whether_it_can_be_an_end(provider: Provider) -> None:
+    chain = Summary(Settings(model="openai:x", base_url=provider.url))
+    unanswered = [Turn("A piece that failed.", ""), Turn("Another.", " ")]
+    for turns in ([], unanswered):
+        with pytest.raises(BadRequest, match="No piece has come yet") as error:
+            chain.check_history({"finish": True}, lambda turns=turns: turns)  # type: ignore[misc]
+        assert error.value.field == "input.finish"
+    chain.check_history({"finish": True}, lambda: [*unanswered, Turn("A third.", "Three.")])
+
+    def read() -> list[Turn]:
+        raise AssertionError("only an end needs what came before")
+
+    for name in ("document", "question", "piece"):
+        chain.check_history({name: "A text."}, read)
+
+
 # What is refused
 
 
@@ -347,6 +364,44 @@ def test_a_part_that_fails_ends_the_run(provider: Provider, parallel: int) -> No
     assert texts(said) == {"m1": "About 1."}
     assert FINAL not in {task(call) for call in provider.calls}
     wait_for(lambda: not _threads())
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+@pytest.mark.parametrize(
+    ("broken", "code"),
+    [
+        (Script(status=503), Code.MODEL_UNAVAILABLE),
+        (Script(status=401), Code.MODEL_AUTH),
+        (Script(["Half"], fault="rst", after=1), Code.MODEL_UNAVAILABLE),
+        (Script(["Half"], fault="short", after=1), Code.MODEL_ERROR),
+        (Script(["Half"], fault="json", after=1), Code.MODEL_ERROR),
+        (Script(["Half"], fault="utf8", after=1), Code.MODEL_ERROR),
+        (Script(["Half"], fault="error", after=1), Code.MODEL_ERROR),
+        (Script(fault="html"), Code.MODEL_ERROR),
+    ],
+    ids=["503", "401", "rst", "short", "json", "utf8", "error", "html"],
+)
+def test_a_part_that_fails_ends_the_run_with_the_models_code(
+    provider: Provider, broken: Script, code: Code, parallel: int
+) -> None:
+    provider.script = lambda request: broken if part(request) == "2" else about(request)
+    source = summary(provider, summary_parallel=parallel)
+    said: Said = []
+    stream = source.stream(Input({"document": document(3)}))
+    with pytest.raises(Exception, match=r".+") as error:
+        said.extend((type, json.loads(data)) for type, data in stream)
+    assert code_of(error.value) is code
+    assert texts(said)["m1"] == "About 1."
+    assert FINAL not in {task(call) for call in provider.calls}
+    wait_for(lambda: not _threads())
+
+
+def test_a_model_that_cannot_be_had_is_unavailable(tmp_path: Path) -> None:
+    source = FunctionSource(Summary(Settings(model=f"local:{tmp_path}/none.gguf")))
+    with pytest.raises(Fault) as error:
+        events(source, {"document": "A text."})
+    assert error.value.code is Code.MODEL_UNAVAILABLE
+    assert "none.gguf" in str(error.value.__cause__)
 
 
 def test_a_part_that_breaks_off_is_no_summary(provider: Provider) -> None:
@@ -429,6 +484,17 @@ def test_stop_in_the_middle_closes_every_call(server: Server, provider: Provider
     assert said[-1] == ("end", {"status": "cancelled", "error": None})
     assert len(provider.calls) == 3
     assert "Traceback" not in server.log
+
+
+def test_a_run_whose_part_fails_tells_the_models_code(server: Server, provider: Provider) -> None:
+    provider.script = lambda request: Script(status=503) if part(request) == "2" else about(request)
+    run = start(server, {"document": document(3)})["run"]
+    with follow(server, run) as stream:
+        said = told(list(stream.events()))
+    type, end = said[-1]
+    assert (type, end["status"]) == ("end", "failed")
+    assert end["error"]["code"] == "model_unavailable"
+    assert texts(said) == {"m1": "About 1."}
 
 
 def test_a_reader_resumes_in_the_middle(server: Server, provider: Provider) -> None:

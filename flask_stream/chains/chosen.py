@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.exceptions import ModelError
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.chat_models import generate_from_stream
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableBinding
 from langchain_core.tools import BaseTool
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from ..config import Settings
+from ..errors import Code, Fault
+from .local import ModelUnavailable
 from .models import chosen, fallback, make_model
 
 logger = logging.getLogger(__name__)
+
+#: Blocks of content that may be without any.
+_EMPTY = {"text", "reasoning"}
+#: How an answer of OpenAI's says that it is over: in chat completions, and in responses.
+_ENDINGS = {"finish_reason", "status"}
+#: Errors that say why a model has failed. What else comes out of one is its error, too.
+_SAYING = (Fault, ModelError, TimeoutError, ConnectionError)
 
 
 class ChosenModel(BaseChatModel):
     """Asks the settings' model, and the fallback where that fails before its first token.
 
-    Never after it: what has been shown is not said again in other words. Raises ConfigError for
-    settings that cannot work, when it is made.
+    That is the first text, reasoning or piece of a tool call. Never after it: what has been shown
+    is not said again in other words. Raises ConfigError for settings that cannot work, when it is
+    made; and what a model raises, or Fault where that does not tell that it was a model's.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -36,19 +49,16 @@ class ChosenModel(BaseChatModel):
     tools: Sequence[Any] = ()
     options: dict[str, Any] = Field(default_factory=dict)
 
+    _models: list[Callable[[], BaseChatModel]] = PrivateAttr(default_factory=list)
+
     def model_post_init(self, context: Any, /) -> None:
-        chosen(self.settings)
-        fallback(self.settings)
+        for name in (chosen(self.settings), fallback(self.settings)):
+            if name is not None:
+                self._models.append(_once(name, self.settings))
 
     @property
     def _llm_type(self) -> str:
         return "chosen"
-
-    @cached_property
-    def _models(self) -> list[Callable[[], BaseChatModel]]:
-        makers = [_once(chosen(self.settings), self.settings)]
-        other = fallback(self.settings)
-        return [*makers, _once(other, self.settings)] if other else makers
 
     def bind_tools(
         self,
@@ -56,7 +66,7 @@ class ChosenModel(BaseChatModel):
         **options: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         # Each provider has a form of its own for them: they are bound when one is asked.
-        return ChosenModel(settings=self.settings, tools=tools, options=options)
+        return self.model_copy(update={"tools": tools, "options": options})
 
     def _stream(
         self,
@@ -66,19 +76,55 @@ class ChosenModel(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         for place, make in enumerate(self._models, 1):
-            begun = False
+            # What says nothing is held back, but only while another could be asked instead.
+            begun = place == len(self._models)
+            heard = False
+            held: list[ChatGenerationChunk] = []
             try:
-                model, bound = self._bound(make())
-                for chunk in model._stream(messages, stop, None, **bound, **kwargs):
-                    begun = True
-                    if run_manager is not None:
-                        run_manager.on_llm_new_token(str(chunk.text), chunk=chunk)
-                    yield chunk
-                return
+                with closing(self._asked(make(), messages, stop, kwargs)) as chunks:
+                    for chunk in chunks:
+                        heard = True
+                        held.append(chunk)
+                        begun = begun or _says(chunk.message)
+                        while begun and held:
+                            yield _told(held.pop(0), run_manager)
+                if not heard or not (begun or _ended(held)):
+                    raise Fault(Code.MODEL_ERROR)
             except Exception as error:
-                if begun or place == len(self._models):
+                if not begun:
+                    logger.warning("model: %s: the fallback is asked", error)
+                    continue
+                fault = _fault(error)
+                if fault is None:
                     raise
-                logger.warning("model: %s: the fallback is asked", error)
+                raise fault from error
+            for chunk in held:
+                yield _told(chunk, run_manager)
+            return
+
+    def _asked(
+        self,
+        model: BaseChatModel,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        options: dict[str, Any],
+    ) -> Generator[ChatGenerationChunk, None, None]:
+        """One model's answer; whole, where it cannot stream. No callback hears of it twice."""
+        bound: Runnable[Any, Any] = model
+        if self.tools:
+            bound = model.bind_tools(self.tools, **self.options)
+            while isinstance(bound, RunnableBinding):
+                options = {**bound.kwargs, **options}
+                bound = bound.bound
+        if not isinstance(bound, BaseChatModel):
+            raise TypeError(f"{type(model).__name__}.bind_tools gives no chat model")
+        if bound._should_stream(async_api=False, **{**options, "stream": True}):
+            if bound.rate_limiter:
+                bound.rate_limiter.acquire(blocking=True)
+            yield from bound._stream(messages, stop=stop, **options)
+        else:
+            result = bound._generate_with_cache(messages, stop=stop, **options)
+            yield _whole(result.generations[0].message)
 
     def _generate(
         self,
@@ -89,12 +135,62 @@ class ChosenModel(BaseChatModel):
     ) -> ChatResult:
         return generate_from_stream(self._stream(messages, stop, run_manager, **kwargs))
 
-    def _bound(self, model: BaseChatModel) -> tuple[BaseChatModel, dict[str, Any]]:
-        if not self.tools:
-            return model, {}
-        bound = model.bind_tools(self.tools, **self.options)
-        assert isinstance(bound, RunnableBinding)
-        return model, dict(bound.kwargs)
+
+def _told(
+    chunk: ChatGenerationChunk, run_manager: CallbackManagerForLLMRun | None
+) -> ChatGenerationChunk:
+    if run_manager is not None:
+        run_manager.on_llm_new_token(str(chunk.text), chunk=chunk)
+    return chunk
+
+
+def _whole(message: BaseMessage) -> ChatGenerationChunk:
+    """A message as the one chunk of a stream."""
+    if isinstance(message, AIMessageChunk):
+        return ChatGenerationChunk(message=message)
+    fields = message.model_dump(exclude={"type", "tool_calls", "invalid_tool_calls"})
+    calls: list[Any] = []
+    if isinstance(message, AIMessage):
+        calls = [*message.tool_calls, *message.invalid_tool_calls]
+    pieces = [
+        tool_call_chunk(
+            name=call["name"],
+            args=args if isinstance(args := call["args"], str) else json.dumps(args),
+            id=call["id"],
+            index=index,
+        )
+        for index, call in enumerate(calls)
+    ]
+    return ChatGenerationChunk(
+        message=AIMessageChunk(**fields, tool_call_chunks=pieces, chunk_position="last")
+    )
+
+
+def _says(message: BaseMessage) -> bool:
+    """Whether it has any text, reasoning, piece of a tool call, or other content to be shown."""
+    if message.text or message.additional_kwargs.get("reasoning_content"):
+        return True
+    if isinstance(message, AIMessageChunk) and message.tool_call_chunks:
+        return True
+    blocks: list[Any] = [*message.content_blocks]
+    return any(block.get(block["type"], block["type"] not in _EMPTY) for block in blocks)
+
+
+def _ended(chunks: list[ChatGenerationChunk]) -> bool:
+    """Whether an answer without content is over: in OpenAI's protocol it says so itself."""
+    about: set[str] = set()
+    for chunk in chunks:
+        about |= (chunk.generation_info or {}).keys() | chunk.message.response_metadata.keys()
+    openai = any(c.message.response_metadata.get("model_provider") == "openai" for c in chunks)
+    return not openai or bool(about & _ENDINGS)
+
+
+def _fault(error: Exception) -> Fault | None:
+    """The code of what a model has failed with, where the error itself does not say it."""
+    if isinstance(error, ModelUnavailable):
+        return Fault(Code.MODEL_UNAVAILABLE)
+    says = isinstance(error, _SAYING) or isinstance(getattr(error, "status_code", None), int)
+    return None if says else Fault(Code.MODEL_ERROR)
 
 
 def _once(name: tuple[str, str], settings: Settings) -> Callable[[], BaseChatModel]:

@@ -19,7 +19,7 @@ from langchain_core.language_models import BaseChatModel
 from ..config import Settings
 from ..errors import ConfigError
 from .local import SOURCES, LocalServer, fetch
-from .openai import Compatible
+from .openai import Compatible, Elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,13 @@ def chosen(settings: Settings) -> tuple[str, str]:
     if model is None:
         known = os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL")
         model = OPENAI if known else EMBEDDED
-    return _checked("STREAM_MODEL", model, settings)
+    found = _checked("STREAM_MODEL", model, settings)
+    if settings.base_url and (settings.model is None or found[0] not in ("openai", *_USUAL)):
+        raise ConfigError(
+            "STREAM_BASE_URL",
+            f"is set, so STREAM_MODEL should be openai:, ollama: or vllm:, and is {settings.model}",
+        )
+    return found
 
 
 def fallback(settings: Settings) -> tuple[str, str] | None:
@@ -46,6 +52,16 @@ def fallback(settings: Settings) -> tuple[str, str] | None:
     if found[0] == "local" == chosen(settings)[0]:
         raise ConfigError("STREAM_FALLBACK_MODEL", "is local, and so is the first: one is enough")
     return found
+
+
+def _address(provider: str, settings: Settings) -> str | None:
+    """Where a provider is. STREAM_BASE_URL is for the provider of STREAM_MODEL alone.
+
+    What belongs to one provider, a key above all, must not reach the server of another.
+    """
+    if settings.base_url and (settings.model or "").partition(":")[0] == provider:
+        return settings.base_url
+    return os.environ.get("OPENAI_BASE_URL") if provider == "openai" else _USUAL[provider]
 
 
 def _checked(setting: str, model: str, settings: Settings) -> tuple[str, str]:
@@ -61,8 +77,8 @@ def _checked(setting: str, model: str, settings: Settings) -> tuple[str, str]:
     if own:
         return "module", model
     # A server that speaks OpenAI's words at another address often wants no key at all.
-    keys = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
-    if provider == "openai" and not settings.base_url and not any(map(os.environ.get, keys)):
+    enough = os.environ.get("OPENAI_API_KEY") or _address("openai", settings)
+    if provider == "openai" and not enough:
         raise ConfigError(setting, f"is {model!r}, and that needs OPENAI_API_KEY")
     if provider == "anthropic":
         if find_spec("langchain_anthropic") is None:
@@ -108,17 +124,17 @@ def _own(name: str) -> BaseChatModel:
 
 
 def _openai(name: str, settings: Settings) -> BaseChatModel:
-    url = settings.base_url or os.environ.get("OPENAI_BASE_URL")
-    return _compatible(name, settings, url, os.environ.get("OPENAI_API_KEY") or "none")
+    key = os.environ.get("OPENAI_API_KEY") or "none"
+    return _compatible(name, settings, _address("openai", settings), key, kind=Compatible)
 
 
 def _ollama(name: str, settings: Settings) -> BaseChatModel:
-    return _compatible(name, settings, settings.base_url or _USUAL["ollama"], "none")
+    return _compatible(name, settings, _address("ollama", settings), "none")
 
 
 def _vllm(name: str, settings: Settings) -> BaseChatModel:
     key = os.environ.get("VLLM_API_KEY") or "none"
-    return _compatible(name, settings, settings.base_url or _USUAL["vllm"], key)
+    return _compatible(name, settings, _address("vllm", settings), key)
 
 
 def _local(name: str, settings: Settings) -> BaseChatModel:
@@ -136,11 +152,12 @@ def _compatible(
     url: str | None,
     key: str | None,
     temperature: float | None = None,
+    kind: type[Compatible] = Elsewhere,
 ) -> BaseChatModel:
     """`temperature` is for where the settings have none: a small model needs a low one."""
     if settings.temperature is not None:
         temperature = settings.temperature
-    return Compatible(
+    return kind(
         model=name,
         base_url=url,
         api_key=lambda: key or "",

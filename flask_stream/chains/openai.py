@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_openai import ChatOpenAI
+from pydantic import model_validator
 
 #: What a delta's reasoning is called: by DeepSeek, llama.cpp and vLLM; by Ollama and OpenRouter.
 _NAMES = ("reasoning_content", "reasoning")
@@ -31,3 +32,17 @@ class Compatible(ChatOpenAI):
                 if isinstance(text, str):
                     made.message.additional_kwargs["reasoning_content"] = text
         return made
+
+
+class Elsewhere(Compatible):
+    """For a server that is not OpenAI's: it is not told what the environment has for OpenAI.
+
+    That is an organization, a project, and headers (`OPENAI_CUSTOM_HEADERS`), which may be keys.
+    """
+
+    @model_validator(mode="after")
+    def _tell_nothing_of_openai(self) -> Self:
+        for client in (self.root_client, self.root_async_client):
+            client.organization = client.project = None
+            client._custom_headers = {}
+        return self

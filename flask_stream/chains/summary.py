@@ -28,9 +28,10 @@ from ..config import Settings
 from ..errors import BadRequest, Code, Fault
 from .chosen import ChosenModel
 from .models import chosen
+from .pieces import grouped, split
 
 if TYPE_CHECKING:
-    from ..sources.base import Input
+    from ..sources.base import Input, Turn
 
 #: What a model is told first. The text itself comes as a person's message.
 SYSTEM = (
@@ -42,15 +43,7 @@ PART = "This is one part of a longer document. Summarise it in a few sentences."
 JOIN = "These are summaries of consecutive parts of a document. Join them in one shorter summary."
 FINAL = "These are summaries of consecutive parts of a document. Summarise the whole document."
 
-#: A token is about so many bytes of UTF-8, in any script.
-BYTES = 4
-#: Where a text may be cut, the best first: after paragraphs, sentences, words.
-BORDERS = (
-    re.compile(r"\n[^\S\n]*\n\s*"),
-    re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？]"),  # noqa: RUF001
-    re.compile(r"\s+"),
-)
-#: Calls at a time, where the settings leave it to the model: of a local one, and of others.
+#: Calls at a time, where the settings leave it to us: of a local model, and of others.
 LOCAL, REMOTE = 1, 4
 #: How an answer of OpenAI's says that it is over: in chat completions, and in responses.
 _ENDINGS = {"finish_reason", "status"}
@@ -67,9 +60,11 @@ Saying = Generator[Yielded, None, str]
 class Summary:
     """The built-in summary, as a generator function of an `Input`.
 
-    Its model is started, if need be, when it is first asked. Raises ConfigError for settings of a
-    model that cannot be.
+    Its model is started when it is first asked. Raises ConfigError for a model that cannot be.
     """
+
+    #: Earlier turns that it is told: as many as a text may have pieces.
+    turns = 10_000
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -88,22 +83,24 @@ class Summary:
         if not given.strip():
             raise BadRequest(f"The {name} is empty.", field=f"input.{name}")
         if len(given) > (most := self._settings.max_document):
-            told = f"The {name} has more than {most} characters."
-            raise BadRequest(told, field=f"input.{name}")
+            raise BadRequest(f"The {name} has more than {most} characters.", field=f"input.{name}")
+
+    def check_history(self, value: dict[str, Any], earlier: Callable[[], Sequence[Turn]]) -> None:
+        """Raise BadRequest for an end of no pieces. Only for an end are the turns asked for."""
+        if "finish" in value and not _summaries(earlier()):
+            raise BadRequest("No piece has come yet.", field="input.finish")
 
     def __call__(self, input: Input) -> Iterator[Yielded]:
-        """Summarise. Raises BadRequest for what `check` refuses, and for an end of no pieces."""
+        """Summarise. Raises BadRequest for what the two checks refuse."""
         self.check(input.value)
+        self.check_history(input.value, lambda: input.history)
         reading = _Reading(self._model, self._settings.summary_tokens, self._parallel)
+        before = _summaries(input.history)
         if "finish" in input.value:
-            summaries = _summaries(input)
-            if not summaries:
-                raise BadRequest("No piece has come yet.", field="input.finish")
-            return reading.finish(summaries)
+            return reading.finish(before)
         if "piece" in input.value:
-            return reading.piece(input.value["piece"], len(_summaries(input)))
-        (text,) = input.value.values()
-        return reading.document(text)
+            return reading.piece(input.value["piece"], len(before))
+        return reading.document(*input.value.values())
 
 
 class _Reading:
@@ -243,55 +240,10 @@ def prompt(task: str, text: str) -> list[BaseMessage]:
     return [SystemMessage(SYSTEM), HumanMessage(said)]
 
 
-def split(text: str, tokens: int) -> list[str]:
-    """The text in pieces of at most `tokens` tokens, about; joined, they are the text again.
-
-    Cut after a paragraph, else a sentence, else a word, in the later half of a piece; in the
-    middle of a word only if it is longer than that.
-    """
-    pieces: list[str] = []
-    start = 0
-    while start < len(text):
-        most = text[start : start + tokens * BYTES].encode("utf-8", "surrogatepass")
-        end = start + max(1, len(most[: tokens * BYTES].decode("utf-8", "ignore")))
-        if end < len(text):
-            end = _border(text, start + (end - start + 1) // 2, end)
-        pieces.append(text[start:end])
-        start = end
-    return pieces
-
-
-def _border(text: str, least: int, most: int) -> int:
-    """The last good place to cut, or `most`."""
-    for border in BORDERS:
-        ends = [found.end() for found in border.finditer(text, least, most)]
-        if ends:
-            return ends[-1]
-    return most
-
-
-def grouped(texts: Sequence[str], tokens: int) -> list[str]:
-    """Consecutive texts joined, as many as `tokens` tokens hold; two at least, so that a round
-    of summaries always leaves fewer than it had."""
-    groups: list[list[str]] = []
-    room = 0
-    for text in texts:
-        size = len(text.encode("utf-8", "surrogatepass"))
-        if groups and (size <= room or len(groups[-1]) < 2):
-            groups[-1].append(text)
-            room -= size
-        else:
-            groups.append([text])
-            room = tokens * BYTES - size
-    if len(groups) > 1 and len(groups[-1]) < 2:
-        groups[-2:] = [groups[-2] + groups[-1]]
-    return ["\n\n".join(group) for group in groups]
-
-
-def _summaries(input: Input) -> list[str]:
+def _summaries(turns: Sequence[Turn]) -> list[str]:
     """What was answered to the pieces so far, since and with the last summary of all of them."""
     found: list[str] = []
-    for turn in input.history:
+    for turn in turns:
         if not turn.question:  # `{"finish": true}` is no text: its answer stands for all before
             found.clear()
         if turn.answer.strip():

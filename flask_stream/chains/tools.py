@@ -19,8 +19,12 @@ from langchain_core.tools import BaseTool, StructuredTool, tool
 from ..errors import ConfigError
 from .documents_index import Index
 
-#: Characters of an expression, and digits of a number that a tool works with.
-_LONGEST, _DIGITS = 500, 300
+#: Characters of an expression, and bits of a whole number: as many as the largest float has.
+_LONGEST, _BITS = 500, 1024
+#: Decimal places beyond which rounding changes no number that there can be here.
+_PLACES = 400
+#: Characters of a zone's name that are looked for, where there is none of that name.
+_NAME = 60
 
 _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -34,10 +38,6 @@ _UNARY: dict[type[ast.unaryop], Callable[[float], float]] = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
 }
-_FUNCTIONS: dict[str, Callable[..., float]] = {
-    name: getattr(math, name)
-    for name in ("sqrt", "exp", "log", "log10", "log2", "sin", "cos", "tan", "floor", "ceil")
-} | {"abs": abs, "round": round, "min": min, "max": max}
 _NAMES = {"pi": math.pi, "e": math.e}
 
 
@@ -45,21 +45,60 @@ class _NoResult(ValueError):
     """What cannot be calculated, and why."""
 
 
+def _round(number: float, places: float | None = None) -> float:
+    if places is None:
+        return round(number)
+    if places != math.floor(places):
+        raise _NoResult("round takes a whole number of places")
+    return round(number, max(-_PLACES, min(int(places), _PLACES)))
+
+
+#: What a name calculates, and of how many numbers: at least, and at most.
+_FUNCTIONS: dict[str, tuple[Callable[..., float], int, int]] = {
+    name: (getattr(math, name), 1, 1)
+    for name in ("sqrt", "exp", "log10", "log2", "sin", "cos", "tan", "floor", "ceil")
+} | {
+    "log": (math.log, 1, 2),
+    "abs": (abs, 1, 1),
+    "round": (_round, 1, 2),
+    "min": (lambda *numbers: min(numbers), 1, _LONGEST),
+    "max": (lambda *numbers: max(numbers), 1, _LONGEST),
+}
+
+
 @tool
 def calculator(expression: str) -> str:
     """Calculate: numbers, + - * / // % **, brackets, sqrt, exp, log, sin, round, min, max, pi."""
     try:
-        if len(expression) > _LONGEST:
-            raise _NoResult(f"the expression has more than {_LONGEST} characters")
-        return f"{_value(ast.parse(expression.strip(), mode='eval').body):.15g}"
-    except (SyntaxError, ValueError, ArithmeticError, TypeError, RecursionError, MemoryError) as no:
+        number = _value(_parsed(expression))
+    except _NoResult as no:
         return f"This cannot be calculated: {no}."
+    except ZeroDivisionError:
+        return "This cannot be calculated: it divides by zero."
+    except OverflowError:
+        return "This cannot be calculated: a number is too large."
+    except ValueError:  # math's own, where a function has no value
+        return "This cannot be calculated: a function has no real value there."
+    except RecursionError:
+        return "This cannot be calculated: the expression is nested too deeply."
+    return str(number) if isinstance(number, int) else f"{number:.15g}"
+
+
+def _parsed(expression: str) -> ast.expr:
+    if len(expression) > _LONGEST:
+        raise _NoResult(f"the expression has more than {_LONGEST} characters")
+    try:
+        return ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise _NoResult("it is no expression that can be read") from error
+    except (RecursionError, MemoryError) as error:  # so the parser says that it is too deep
+        raise _NoResult("the expression is nested too deeply") from error
 
 
 def _value(node: ast.expr) -> float:
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return _small(number)
+            return _sound(number)
         case ast.Name(id=name) if name in _NAMES:
             return _NAMES[name]
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
@@ -67,24 +106,33 @@ def _value(node: ast.expr) -> float:
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
             return _power(_value(left), _value(right))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            return _small(_BINARY[type(op)](_value(left), _value(right)))
+            return _sound(_BINARY[type(op)](_value(left), _value(right)))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
-            return _small(_FUNCTIONS[name](*map(_value, args)))
+            function, least, most = _FUNCTIONS[name]
+            if not least <= len(args) <= most:
+                raise _NoResult(f"{name} does not take {len(args)} numbers")
+            return _sound(function(*map(_value, args)))
     raise _NoResult("only numbers, their operators and the named functions are known")
 
 
 def _power(base: float, exponent: float) -> float:
-    if base and abs(exponent) * math.log10(abs(base) + 1) > _DIGITS:
+    whole = isinstance(base, int) and isinstance(exponent, int)
+    # Whole numbers alone can grow without end, and be long on the way.
+    if whole and abs(base) > 1 and exponent * (int(abs(base)).bit_length() - 1) > _BITS:
         raise _NoResult("the result has too many digits")
     power = base**exponent
     if isinstance(power, complex):
         raise _NoResult("the result is no real number")
-    return _small(power)
+    return _sound(power)
 
 
-def _small(number: float) -> float:
-    if isinstance(number, int) and number.bit_length() > _DIGITS * 4:
-        raise _NoResult("a number has too many digits")
+def _sound(number: float) -> float:
+    """The number, if it is one that the next step can work with, and at once."""
+    if isinstance(number, int):
+        if number.bit_length() > _BITS:
+            raise _NoResult("a number has too many digits")
+    elif not math.isfinite(number):
+        raise _NoResult("a number is too large")
     return number
 
 
@@ -97,9 +145,10 @@ def time_in(zone: str = "UTC") -> str:
     cities = {found.rpartition("/")[2].lower(): found for found in zones}
     name = {found.lower(): found for found in zones}.get(wanted) or cities.get(wanted)
     if name is None:
-        likely = difflib.get_close_matches(wanted.rpartition("/")[2], cities, n=3)
+        # What is much longer than any name is like none, and would take long to compare.
+        likely = difflib.get_close_matches(wanted.rpartition("/")[2][:_NAME], cities, n=3)
         hint = f" Did you mean {', '.join(cities[city] for city in likely)}?" if likely else ""
-        return f"There is no zone named {zone!r}.{hint}"
+        return f"There is no zone named {zone[:_NAME]!r}.{hint}"
     now = datetime.now(ZoneInfo(name))
     return f"{now:%A, %d %B %Y, %H:%M:%S} ({name}, UTC{now:%z})"
 

@@ -13,7 +13,7 @@ all that the run was started with. An event is a pair of its type and its data:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -21,7 +21,7 @@ from langchain_core.messages import BaseMessage
 from ..errors import BadRequest
 from ..events import Said, encode
 from ..messages import Messages, plain
-from .base import Input
+from .base import Input, Turn
 
 _STATUSES = {"step": ("start", "done", "failed"), "tool_result": ("success", "error")}
 _KINDS = ("text", "reasoning")
@@ -46,6 +46,8 @@ class FunctionSource:
     def __init__(self, function: Callable[..., Iterable[Any]]) -> None:
         self._function = function
         self._whole = _takes_input(function)
+        #: How many earlier turns it wants to be told; None for the usual.
+        self.turns: int | None = getattr(function, "turns", None)
 
     def check(self, value: dict[str, Any]) -> None:
         # A function that takes it all knows best what it can take, and may say so.
@@ -54,6 +56,12 @@ class FunctionSource:
             own(value)
         elif not self._whole and value.keys() != {"question"}:
             raise BadRequest("This chain takes a question.", field="input")
+
+    def check_history(self, value: dict[str, Any], earlier: Callable[[], Sequence[Turn]]) -> None:
+        """Raise BadRequest for an input that cannot come after these turns."""
+        own = getattr(self._function, "check_history", None)
+        if own is not None:
+            own(value, earlier)
 
     def stream(self, input: Input) -> Generator[Said, None, None]:
         messages = Messages()
