@@ -6,3 +6,4 @@ from gevent import monkey
 monkey.patch_all()
 
 from flask_stream.gunicorn import *  # noqa: E402, F403
+from flask_stream.gunicorn import on_exit, on_starting  # noqa: E402, F401

@@ -4,6 +4,9 @@ A `gunicorn.conf.py` takes them, after it has patched, and may then set others:
 
     from gevent import monkey; monkey.patch_all()
     from flask_stream.gunicorn import *
+
+An app with the built-in chains on the embedded model takes `on_starting` and `on_exit` as well:
+then the model is the master's, one for all workers.
 """
 
 from __future__ import annotations
@@ -39,8 +42,6 @@ __all__ = [
     "forwarded_allow_ips",
     "logger_class",
     "access_log_format",
-    "on_starting",
-    "on_exit",
     "post_worker_init",
     "worker_exit",
     "worker_int",

@@ -17,7 +17,7 @@ import pytest
 from .provider import Provider, Script
 from .server import ROOT, Server, environment, gunicorn
 from .sse import ServerSentEvent, Stream, request
-from .test_local import alive, processes, wait_for
+from .test_local import alive, processes, supervisors, wait_for
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
@@ -204,6 +204,34 @@ def test_a_wrong_setting_is_told_before_anything_starts(store: str) -> None:
     assert "STREAM_HEARTBEAT is 'soon', and should be a number" in done.stdout
     assert "Traceback" not in done.stdout
     assert "Booting worker" not in done.stdout
+
+
+# An app of one's own
+
+OWN = """
+from flask import Flask
+from flask_stream import FlaskStream
+
+app = Flask(__name__)
+stream = FlaskStream(app)
+stream.add("shout", lambda question: iter([question.upper()]))
+"""
+
+
+def test_an_app_of_ones_own_needs_none_of_our_models(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(OWN)
+    (conf,) = re.findall(r"```python\n(from gevent.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "gunicorn.conf.py").write_text(conf)
+    # The service would not start with these.
+    env = environment(model="anthropic:claude", cache=tmp_path / "cache", ANTHROPIC_API_KEY="")
+    with Server(gunicorn(app="app:app"), env, cwd=tmp_path) as server:
+        body = json.dumps({"question": "hello"}).encode()
+        headers = {"Content-Type": "application/json"}
+        url = f"{server.url}/stream_shout?format=text"
+        with Stream(url, method="POST", headers=headers, body=body) as stream:
+            assert [event.data for event in stream.events()][0] == "HELLO"
+        assert not list(supervisors(server.process.pid))
+    assert not (tmp_path / "cache").exists()
 
 
 # The end
