@@ -27,7 +27,8 @@ def replay() -> list[dict[str, Any]]:
     with Client(cores()[1]) as client:
         for _ in range(ROUNDS):
             for contestant in FIELD:
-                if contestant.module == "ours" and not contestant.missing:
+                by_http = contestant.module == "ours" and not contestant.opening
+                if by_http and not contestant.missing:
                     rates.setdefault(contestant.name, []).append(_rate(contestant, client))
     return [
         {
