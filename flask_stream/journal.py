@@ -21,12 +21,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from .errors import StoreError
-from .events import Event, encode
 from .log import Log, Trouble
 from .stores.base import Batch, Run, Store
-from .tail import PAGE, Reader, Tail
+from .tail import PAGE, REMOVED, Reader, Tail
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ class Journal:
             if tail is None:
                 tail = self._tails[run.id] = Tail(run.seq, owned=True)
             tail.owned = True
-        if followed:
-            self.store.unwatch(run.id)  # taken over: what is new is said here from now on
+            if followed:
+                self.store.unwatch(run.id)  # taken over: what is new is said here from now on
         return Log(run, owner, tail, self.commit, on_trouble)
 
     def release(self, log: Log) -> None:
@@ -82,8 +82,8 @@ class Journal:
             followed = log.trouble is Trouble.LOST and log.tail.readers > 0
             if not followed and self._tails.get(log.run) is log.tail:
                 del self._tails[log.run]
-        if followed:
-            self.store.watch(log.run)
+            if followed:
+                self.store.watch(log.run)
 
     def commit(self, log: Log) -> None:
         """Have the committer look at this log."""
@@ -93,9 +93,8 @@ class Journal:
 
     def retry(self) -> None:
         """Try again to store what could not be stored, now and then, until it is settled."""
-        unwritten, self._unwritten = self._unwritten, {}
-        for log in unwritten:
-            self.commit(log)
+        for _ in range(len(self._unwritten)):
+            self.commit(self._unwritten.popitem()[0])
 
     def _commit_loop(self) -> None:
         while not self._closed:
@@ -124,17 +123,17 @@ class Journal:
                     logger.error("store: %s: giving up on %d runs", error, len(pairs))
                     for writer, _ in pairs:
                         self._unwritten[writer] = None
-                        writer.fail()
+                        _tell(writer, writer.fail)
                     return
                 logger.warning("store: %s: trying again", error)
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
         for (writer, batch), stored in zip(pairs, answers, strict=True):
             if stored:
-                writer.stored(batch)
+                _tell(writer, partial(writer.stored, batch))
             else:
                 logger.warning("run %s: no longer ours to write", writer.run)
-                writer.lose()
+                _tell(writer, writer.lose)
 
     # Reading
 
@@ -151,8 +150,8 @@ class Journal:
                     self._tails[run.id] = tail
             reader = Reader(self.store, run.id, tail, after, self._leave)
             tail.add(reader)
-        if new and run.live:
-            self.store.watch(run.id)
+            if new and run.live:
+                self.store.watch(run.id)
         return reader
 
     def _leave(self, reader: Reader) -> None:
@@ -162,7 +161,7 @@ class Journal:
             if tail.readers or tail.owned or self._tails.get(reader.run) is not tail:
                 return
             del self._tails[reader.run]
-        self.store.unwatch(reader.run)
+            self.store.unwatch(reader.run)
 
     def wake(self) -> None:
         """Wake every reader of this process."""
@@ -182,6 +181,14 @@ class Journal:
                     logger.exception("store: failed")
                 logger.warning("store: %s: following again in a second", error)
                 time.sleep(1.0)
+                self._look_again()
+
+    def _look_again(self) -> None:
+        """Have news of every run that is followed: what was told just now may be lost."""
+        with self._lock:
+            for run, tail in self._tails.items():
+                if not tail.owned:
+                    self.store.watch(run)
 
     def _feed(self, run: str, tail: Tail) -> None:
         before = tail.last
@@ -189,7 +196,7 @@ class Journal:
             tail.extend(events)
         if tail.last == before and self.store.get(run) is None:
             # Its conversation was removed: nobody will end it any more.
-            tail.fail(Event(0, "end", encode({"status": "cancelled", "error": None})))
+            tail.fail(REMOVED)
 
     # Life
 
@@ -213,3 +220,10 @@ class Journal:
         self.wake()
         for thread in self._threads:
             thread.join()
+
+
+def _tell(writer: Log, what: Callable[[], None]) -> None:
+    try:
+        what()
+    except Exception:  # one run's trouble must not end the one thread that writes for every run
+        logger.exception("run %s: what was stored of it cannot be told", writer.run)

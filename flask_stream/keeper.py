@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from .errors import StoreError
 from .events import new_id
 from .journal import Journal
+from .pace import Every
 from .runner import Limits, Runner, Stop
 from .stores.base import Held, Run, Store
-from .tasks import Every
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,9 @@ class Keeper:
         times: Times,
         live: dict[str, Runner],
         bury: Callable[[list[Run], str], None],
+        leaving: Callable[[], bool],
     ) -> None:
+        self._leaving = leaving
         self._store = store
         self._journal = journal
         self._times = times
@@ -94,16 +96,20 @@ class Keeper:
     def _tend(self) -> None:
         try:
             self._renew()
-            owner = new_id()
-            lost = self._store.adopt(owner, self._times.hold, SWEEP)
-            for run in lost:
-                logger.warning("run %s: its worker is gone", run.id)
-            if lost:
-                self._bury(lost, owner)
+            if not self._leaving():
+                self._adopt()
             self._store.purge(self._times.keep, SWEEP)
             self._journal.retry()
         except StoreError as error:
             logger.warning("store: %s: leases are not renewed", error)
+
+    def _adopt(self) -> None:
+        owner = new_id()
+        lost = self._store.adopt(owner, self._times.hold, SWEEP)
+        for run in lost:
+            logger.warning("run %s: its worker is gone", run.id)
+        if lost:
+            self._bury(lost, owner)
 
     def _renew(self) -> None:
         runners = dict(self._live)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from .errors import BadRequest, Unavailable
-from .tasks import give_way
+from .pace import give_way
 
 PING = b"\x89\x00"
 _TEXT = 0x81

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from .events import encode
 from .history import TURNS, shown, turns
 from .journal import Journal
 from .keeper import Keeper, Times
-from .log import Trouble
+from .log import Log, Trouble
 from .rights import anyones
 from .runner import Runner, Stop, ending
 from .sources.base import NOTHING, Input, Source
@@ -62,7 +63,9 @@ class Live:
         self._times = times
         self._spent = spent
         self._runners: dict[str, Runner] = {}
-        self._keeper = Keeper(store, self.journal, times, self._runners, self._bury)
+        self._keeper = Keeper(
+            store, self.journal, times, self._runners, self._bury, lambda: self.draining
+        )
 
     def __len__(self) -> int:
         return len(self._runners)
@@ -97,6 +100,9 @@ class Live:
 
         log = self.journal.open(run, owner, trouble)
         limits = self._times.limits
+        earlier = self._runners.get(run.id)
+        if earlier is not None:  # it was taken over from this very process
+            earlier.log.lose()
         runner = Runner(log, source, lambda: self._input(chain, run, queued), limits, ended)
         self._runners[run.id] = runner
         if run.seq == 0:
@@ -151,8 +157,14 @@ class Live:
                 log.append(("start", _started(run)))
             log.close("failed", ending("failed", Code.WORKER_LOST))
             logs.append(log)
+        # Not here: who waits for these ends renews no leases meanwhile.
+        if logs:
+            threading.Thread(target=self._see_off, args=(logs,), name="bury", daemon=True).start()
+
+    def _see_off(self, logs: list[Log]) -> None:
+        until = time.monotonic() + self._times.hold
         for log in logs:
-            log.settled.wait(self._times.hold)
+            log.settled.wait(max(0.0, until - time.monotonic()))
             self.journal.release(log)
 
     def _ended(self, run: Run, runner: Runner, key: str | None) -> None:
@@ -168,8 +180,9 @@ class Live:
             self._spent(run.principal, tokens)
         except StoreError as error:
             logger.error("store: %s: %d tokens are not counted", error, tokens)
-        if self._runners.pop(run.id, None) is runner:
-            self.journal.release(runner.log)
+        if self._runners.get(run.id) is runner:
+            del self._runners[run.id]
+        self.journal.release(runner.log)
 
     def forget(self, run: Run) -> None:
         """Have the run's chain remove what it knows of the run's conversation."""

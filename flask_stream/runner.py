@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 
-from . import tasks
+from . import pace, tasks
 from .errors import Code
 from .events import encode
 from .faults import code_of
@@ -82,12 +82,14 @@ class Runner:
         self._pumping = True
         self._used = 0
         self._asks = False
+        self._told = False
         self._lock = threading.Lock()
         self._task: tasks.Task | None = None
 
     def start(self) -> None:
         """Ask the chain."""
-        self._task = tasks.start(self._main, name=f"run {self.log.run}")
+        with self._lock:  # a thread begins before its starter knows it: a Stop has to wait for that
+            self._task = tasks.start(self._main, name=f"run {self.log.run}")
 
     # The run's own task
 
@@ -107,8 +109,11 @@ class Runner:
                 self._asked = self._began = time.monotonic()
                 if self._stop is None:
                     self._pump(input)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
-            # A chain that wants to exit ends its run: under gevent it would end the worker.
+        except tasks.Interrupted:
+            raise
+        except BaseException as error:
+            # A chain that wants to exit ends its run, and one that lets a cancellation out
+            # (asyncio's, gevent's Timeout) has failed: whatever it raises, the log gets its end.
             if self._stop is not None:
                 return self._stopped()
             code = code_of(error)
@@ -140,7 +145,7 @@ class Runner:
                     tasks.scope().notice()
                     return
                 if now > give_way:
-                    tasks.give_way()
+                    pace.give_way()
                     while log.full and self._stop is None:
                         time.sleep(SLICE)
                     slice = min(slice * 2, SLICE)
@@ -156,7 +161,10 @@ class Runner:
             self.status = status
             took = time.monotonic() - self._began
             logger.info("run %s: %s%s after %.1f s", self.log.run, status, _because(code), took)
-        self._done(self)
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:  # a chain that was given up comes here once more when it has found out
+            self._done(self)
 
     # From outside
 

@@ -104,5 +104,5 @@ def _with(environ: Mapping[str, Any], auth: Any) -> dict[str, Any]:
     if "token" in auth:
         changed["HTTP_AUTHORIZATION"] = f"Bearer {auth['token']}"
     if "ticket" in auth:
-        changed["QUERY_STRING"] = urlencode({"ticket": auth["ticket"]})
+        changed["QUERY_STRING"] = urlencode({"ticket": auth["ticket"]}, errors="replace")
     return changed

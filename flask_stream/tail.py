@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from .events import Event
+from .events import Event, encode
 from .stores.base import Store
 
 #: Events that a tail keeps in memory: enough for a viewer who blinks. The rest is in the store.
 KEPT = 2048
 #: Events read from the store at a time, and written to one viewer at a time.
 PAGE = 1024
+
+#: The end of a log that was removed: nobody will write one any more.
+REMOVED = Event(0, "end", encode({"status": "cancelled", "error": None}))
 
 
 class Shared:
@@ -135,6 +138,8 @@ class Reader:
         if self.after < tail.start:
             events = self._store.read(self.run, self.after, PAGE)
             shared = Shared(self.after, events) if events else None
+            if shared is None and tail.failure is None:
+                tail.failure = REMOVED  # there was more of it: its conversation is no longer kept
         else:
             shared = tail.since(self.after)
         if shared is None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .errors import StoreError, TooMany
+from .errors import RequestError, StoreError, TooMany
 from .events import Cursor
 from .stores.base import Run
 from .tail import Reader, Shared
@@ -81,8 +81,8 @@ class Talk:
                 self._deliver(reader, shared)
                 if shared.ended:
                     break
-        except StoreError as error:
-            logger.warning("run %s: store: %s: reader sent away", reader.run, error)
+        except (StoreError, RequestError) as error:
+            logger.warning("run %s: %s: reader sent away", reader.run, error)
             self._lost()
         finally:
             reader.close()

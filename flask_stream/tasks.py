@@ -15,12 +15,11 @@ import gc
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from gevent import monkey
@@ -28,7 +27,7 @@ from gevent import monkey
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks for those who go on in an interrupted task's context: the first
-#: pause, twice as long each time, and the longest.
+#: pause, and the longest.
 LOOK, LONGEST_LOOK = 0.005, 1.0
 #: Seconds that somebody who was interrupted has for leaving before it is interrupted again.
 LEAVE = 2.0
@@ -69,6 +68,7 @@ class Scope:
 
 
 _scope: ContextVar[Scope | None] = ContextVar("scope", default=None)
+_NOBODYS = Scope()
 _shielded: ContextVar[bool] = ContextVar("shielded", default=False)
 
 
@@ -113,6 +113,7 @@ class _GreenletTask:
 
         self._begun = False
         self._scope = Scope()
+        self._told: dict[Any, float] = {}
         self._target = target
         self._greenlet: Any = gevent.Greenlet(self._run)
         self._greenlet.name = name
@@ -129,41 +130,71 @@ class _GreenletTask:
         if self._begun and not self._scope.interrupted:
             import gevent
 
-            gevent.spawn(self._interrupt_all)
+            # A moment later: it may be about to notice by itself.
+            gevent.spawn(gevent.get_hub().loop.run_callback, _tell, [self._greenlet], [self])
+            _leaving[self] = time.monotonic()
+            _bell().set()
+            if len(_leaving) == 1:
+                gevent.spawn(_see_off)
         self._scope.interrupted = True
         return True
-
-    def _interrupt_all(self) -> None:
-        """Interrupt the task, and those whom it waits for while it leaves, until it has left."""
-        import gevent
-
-        told: dict[Any, float] = {}
-        loop = gevent.get_hub().loop
-        loop.run_callback(self._tell, [self._greenlet], told)
-        pause = LOOK
-        while not self.join(pause):
-            # Nobody else knows those of executors. Not isinstance: it would load lazy objects.
-            found = [one for one in gc.get_objects() if issubclass(type(one), gevent.Greenlet)]
-            loop.run_callback(self._tell, found, told)
-            pause = min(pause * 2, LONGEST_LOOK)
-
-    def _tell(self, greenlets: Iterable[Any], told: dict[Any, float]) -> None:
-        # In the hub, so nobody moves between the look and the throw. A worker of an executor has
-        # the task's context only as long as it works for the task.
-        now = time.monotonic()
-        told.setdefault(self._greenlet, self._scope.noticed)
-        for one in greenlets:
-            with suppress(ValueError):  # it runs in a thread of its own
-                context = one.gr_context or {}
-                if one.dead or context.get(_scope) is not self._scope or context.get(_shielded):
-                    continue
-                if now - told.get(one, -LEAVE) >= LEAVE:
-                    told[one] = now
-                    one.throw(Interrupted)
 
     def join(self, timeout: float | None = None) -> bool:
         self._greenlet.join(timeout)
         return bool(self._greenlet.ready())
+
+
+#: Tasks that were interrupted and have not left, and since when.
+_leaving: dict[_GreenletTask, float] = {}
+
+
+@cache
+def _bell() -> Any:
+    from gevent.event import Event
+
+    return Event()
+
+
+def _see_off() -> None:
+    """Interrupt those whom interrupted tasks wait for while they leave, until all have left.
+
+    One look for all of them, since it goes through every object there is, and takes a tenth of
+    all time at most.
+    """
+    import gevent
+
+    pause = rest = LOOK
+    while _leaving:
+        gevent.sleep(rest)
+        _bell().wait(pause - rest)
+        _bell().clear()
+        for task in [task for task in _leaving if task._greenlet.ready()]:
+            del _leaving[task]
+        if _leaving:
+            began = time.monotonic()
+            # Nobody else knows those of executors. Not isinstance: it would load lazy objects.
+            found = [one for one in gc.get_objects() if issubclass(type(one), gevent.Greenlet)]
+            gevent.get_hub().loop.run_callback(_tell, found, list(_leaving))
+            rest = max(LOOK, 10 * (time.monotonic() - began))
+            # As long again as the last to come has been leaving.
+            pause = max(rest, min(began - max(_leaving.values()), LONGEST_LOOK))
+
+
+def _tell(greenlets: Iterable[Any], tasks: Iterable[_GreenletTask]) -> None:
+    # In the hub, so nobody moves between the look and the throw. A worker of an executor has
+    # the task's context only as long as it works for the task.
+    now, scopes = time.monotonic(), {task._scope: task._told for task in tasks}
+    for task in tasks:
+        task._told.setdefault(task._greenlet, task._scope.noticed)
+    for one in greenlets:
+        with suppress(ValueError):  # it runs in a thread of its own
+            context = one.gr_context or {}
+            told = scopes.get(context.get(_scope) or _NOBODYS)
+            if one.dead or told is None or context.get(_shielded):
+                continue
+            if now - told.get(one, -LEAVE) >= LEAVE:
+                told[one] = now
+                one.throw(Interrupted)
 
 
 def start(target: Callable[[], None], name: str) -> Task:
@@ -179,56 +210,9 @@ def start(target: Callable[[], None], name: str) -> Task:
         except Interrupted:
             return
 
-    if _patched():
+    if patched():
         return _GreenletTask(run, name)
     return _ThreadTask(run, name)
-
-
-_line: deque[threading.Lock] = deque()
-
-
-def give_way() -> None:
-    """Let everybody else do what they have to do, then go on.
-
-    For work that never waits by itself. `time.sleep(0)` is not enough under gevent: those who
-    slept for nothing are all resumed before sockets are looked at again. Here they stand in a
-    line, and the first of it goes on after a whole round of the loop.
-    """
-    me = threading.Lock()
-    me.acquire()
-    _line.append(me)
-    try:
-        if _line[0] is not me:
-            me.acquire()
-        time.sleep(1e-6)
-    finally:
-        first = _line[0] is me
-        _line.remove(me)
-        if first and _line:
-            _line[0].release()
-
-
-class Every:
-    """Calls `target` every so many seconds until it is stopped, whatever it raises."""
-
-    def __init__(self, seconds: float, target: Callable[[], None], name: str) -> None:
-        self._seconds = seconds
-        self._target = target
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-        self._thread.start()
-
-    def _loop(self) -> None:
-        while not self._stopped.wait(self._seconds):
-            try:
-                self._target()
-            except Exception:  # a fault in one look must not be the last of all looks
-                logger.exception("%s: failed, and goes on", self._thread.name)
-
-    def stop(self) -> None:
-        """Call `target` no more; a call under way is waited for."""
-        self._stopped.set()
-        self._thread.join()
 
 
 class NativeThread:
@@ -253,7 +237,7 @@ class NativeThread:
         """
         pool = self._pool or self._open()
         work = partial(function, *args, **kwargs)
-        if not _patched():
+        if not patched():
             return cast(T, pool.submit(work).result())
         value, error = pool.spawn(_outcome, work).get()
         try:
@@ -267,7 +251,7 @@ class NativeThread:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the thread is closed")
-            if self._pool is None and _patched():
+            if self._pool is None and patched():
                 # Not the hub's own pool: that one also looks up names, for everybody.
                 from gevent.threadpool import ThreadPool
 
@@ -281,7 +265,7 @@ class NativeThread:
         with self._lock:
             self._closed = True
             pool, self._pool = self._pool, None
-        if pool is not None and _patched():
+        if pool is not None and patched():
             pool.join()
             pool.kill()
         elif pool is not None:
@@ -296,5 +280,6 @@ def _outcome(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         return None, error
 
 
-def _patched() -> bool:
+def patched() -> bool:
+    """Whether what `threading` has are greenlets."""
     return bool(monkey.is_module_patched("threading"))

@@ -44,6 +44,7 @@ LAYERS = [
     ["*.base"],
     ["calls", "line"],
     ["messages", "inputs"],
+    ["pace"],
     ["config", "faults", "tasks", "logs", "schemas", "documents"],
     ["events"],
     ["errors"],

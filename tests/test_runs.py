@@ -14,6 +14,7 @@ from flask_stream.errors import BadRequest, Conflict, Gone, NotFound, StoreError
 from flask_stream.events import Cursor, Event, Said, new_id
 from flask_stream.keeper import Times
 from flask_stream.live import Chain
+from flask_stream.log import Log
 from flask_stream.runner import Limits
 from flask_stream.runs import Runs
 from flask_stream.sources.base import Input
@@ -105,6 +106,11 @@ def read(runs: Runs, run: str, timeout: float = 20) -> list[Event]:
     finally:
         reader.close()
     raise AssertionError(f"no end in {events}")
+
+
+def ask(runs: Runs) -> str:
+    """Start a run; its id."""
+    return runs.starts.start(Asked("chain", QUESTION))[0].id
 
 
 def end_of(events: list[Event]) -> dict[str, Any]:
@@ -372,3 +378,174 @@ def test_a_chain_may_outrun_the_store_only_so_far(store: MoodyStore) -> None:
     store.away = False
     assert len(read(runs, run.id)) == 300_002
     runs.close()
+
+
+# What goes wrong where it must not matter
+
+
+class Cancelled(BaseException):
+    """As asyncio's, or gevent's Timeout: no Exception."""
+
+
+def test_whatever_a_chain_raises_its_run_ends(make: Make, store: MoodyStore) -> None:
+    def chain(question: str) -> Iterator[str]:
+        yield "half"
+        raise Cancelled
+
+    runs = make(chain)
+    run = ask(runs)
+    assert [event.type for event in read(runs, run)][-1] == "end"
+    found = store.get(run)
+    assert found is not None
+    assert found.status == "failed"
+
+
+def test_a_chain_that_is_given_up_is_charged_once(store: MoodyStore, gate: threading.Event) -> None:
+    charged: list[int] = []
+    ended = threading.Event()
+
+    def chain(question: str) -> Iterator[str]:
+        try:
+            yield "a"
+            gate.wait()
+            yield "b"
+        finally:
+            ended.set()
+
+    runs = Runs(
+        store,
+        {"chain": Chain("chain", FunctionSource(chain))},
+        Times(GENEROUS, 30, 3600),
+        lambda who, tokens: charged.append(tokens),
+    )
+    try:
+        run = ask(runs)
+        wait_for(lambda: len(store.read(run, 0, 9)) > 2)
+        assert runs.cancel(run, 5).status == "cancelled"
+        wait_for(lambda: charged)
+        gate.set()
+        assert ended.wait(10)
+        wait_for(lambda: not [t for t in threading.enumerate() if t.name == f"run {run}"])
+        assert len(charged) == 1
+    finally:
+        runs.close()
+
+
+def test_news_that_could_not_be_read_is_looked_for_again(
+    make: Make, store: MoodyStore, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[str] = []
+    known = store.read
+
+    def read_once_failing(run: str, after: int, limit: int) -> list[Event]:
+        if not failures and threading.current_thread().name == "_follow_loop" and gate.is_set():
+            failures.append(run)
+            raise StoreError("locked")
+        return known(run, after, limit)
+
+    def chain(question: str) -> Iterator[str]:
+        yield "a"
+        gate.wait()
+        yield "b"
+
+    owner, viewer = make(chain), make(chain)
+    # The store tells its news once: here, to the viewer's process alone.
+    monkeypatch.setattr(owner._live.journal, "_follow_loop", lambda: None)
+    run = ask(owner)
+    reader = viewer.read(Cursor(run, 0))
+    assert reader is not None
+    wait_for(lambda: reader.take() is not None)
+    monkeypatch.setattr(store, "read", read_once_failing)
+    gate.set()
+    types: list[str] = []
+
+    def all_read() -> bool:
+        shared = reader.take()
+        types.extend(event.type for event in shared.events) if shared else None
+        return types[-1:] == ["end"]
+
+    wait_for(all_read)
+    reader.close()
+    assert failures
+
+
+def test_a_reader_of_what_is_removed_is_told(make: Make) -> None:
+    def chain(question: str) -> Iterator[tuple[str, Any]]:
+        yield from (("custom", {"name": "n", "value": n}) for n in range(3000))
+
+    runs = make(chain)
+    conversation = new_id()
+    asked = Asked("chain", QUESTION, who="user:1", conversation=conversation)
+    run = runs.starts.start(asked)[0].id
+    wait_for(lambda: not runs.live)
+    reader = runs.read(Cursor(run, 0), "user:1")
+    assert reader is not None
+    first = reader.take()
+    assert first is not None
+    assert not first.ended
+    runs.conversations.remove("user:1", conversation)
+    last = reader.take()
+    assert last is not None
+    assert [event.type for event in last.events] == ["end"]
+    reader.close()
+
+
+def test_a_worker_that_goes_takes_over_nobodys_runs(make: Make, store: MoodyStore) -> None:
+    leaving = make(lambda question: iter(["a"]), lease=1)
+    leaving._live.begin()
+    leaving._live.draining = True
+    store.create(
+        Run(new_id(), "chain", new_id(), None, "", json.dumps(QUESTION), time.time()), "dead", 0.1
+    )
+    time.sleep(1.5)  # five of its rounds
+    (lost,) = store.adopt("another", 30, 9)
+    assert lost.live
+
+
+def test_while_ends_of_others_cannot_be_stored_leases_are_renewed(
+    make: Make, store: MoodyStore, gate: threading.Event
+) -> None:
+    def chain(question: str) -> Iterator[str]:
+        yield "a"
+        gate.wait()
+
+    runs = make(chain, lease=2)
+    run = ask(runs)
+    wait_for(lambda: len(store.read(run, 0, 9)) > 2)
+    store.away = True  # for writing; leases can be renewed
+    for _ in range(8):
+        lost = Run(new_id(), "chain", new_id(), None, "", json.dumps(QUESTION), time.time())
+        MemoryStore.create(store, lost, "dead", 0.01)
+    # Each of eight ends would be waited for, for more than a second.
+    time.sleep(4)
+    assert run not in [one.id for one in store.adopt("another", 30, 9)]
+    store.away = False
+
+
+def test_one_that_cannot_be_told_does_not_end_the_writing(
+    make: Make, store: MoodyStore, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chain(question: str) -> Iterator[str]:
+        yield "a"
+        gate.wait()
+        yield "b"
+
+    runs = make(chain)
+    run = ask(runs)
+    wait_for(lambda: len(store.read(run, 0, 9)) > 2)
+    monkeypatch.setattr(Log, "stored", no_thread)
+    gate.set()
+    time.sleep(0.5)
+    monkeypatch.undo()
+    assert [event.type for event in read(runs, ask(runs))][-1] == "end"
+
+
+def no_thread(*_: Any) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def wait_for(condition: Callable[[], object], timeout: float = 15) -> None:
+    until = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.02)

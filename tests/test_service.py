@@ -229,7 +229,7 @@ def test_an_app_of_ones_own_needs_none_of_our_models(tmp_path: Path) -> None:
         headers = {"Content-Type": "application/json"}
         url = f"{server.url}/stream_shout?format=text"
         with Stream(url, method="POST", headers=headers, body=body) as stream:
-            assert [event.data for event in stream.events()][0] == "HELLO"
+            assert next(event.data for event in stream.events()) == "HELLO"
         assert not list(supervisors(server.process.pid))
     assert not (tmp_path / "cache").exists()
 

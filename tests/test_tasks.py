@@ -110,6 +110,33 @@ def test_who_does_not_leave_is_told_again() -> None:
     assert said == ["deaf", "deaf interrupted", "still deaf", "still deaf interrupted"]
 
 
+def test_many_that_leave_at_once_are_looked_after_together() -> None:
+    """Each look goes through every object there is: one for all of them, not one for each."""
+    said = greenlets("""
+        import gc
+
+        looks = 0
+        get_objects = gc.get_objects
+
+        def counted():
+            global looks
+            looks += 1
+            return get_objects()
+
+        gc.get_objects = counted
+        all = [tasks.start(lambda: waiting("one"), "one") for _ in range(400)]
+        time.sleep(0.5)
+        for task in all:
+            task.interrupt()
+        assert all[-1].join(20)
+        for task in all:
+            assert task.join(20)
+        time.sleep(0.5)
+        assert looks < 100, looks
+    """)
+    assert said.count("one interrupted") == 400
+
+
 def test_what_is_shielded_is_not_left_half_done() -> None:
     said = greenlets("""
         def careful():

@@ -1,6 +1,8 @@
 """An app of chains for WebSocket and Socket.IO: `gunicorn tests.wires:app`.
 
-`/vanilla` and `/steps` are the pages that tutorials have; `/left` tells what the worker has open.
+`/vanilla`, `/steps` and `/socketio` are the pages that tutorials have; `/emit` is an app's own
+event to all clients of Socket.IO; `/left` tells what the worker has open. With `WIRES_OWN` set, the
+app has a Socket.IO server of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import gevent
-from flask import Flask
+from flask import Flask, Response, request, send_from_directory
+from flask_socketio import SocketIO
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -69,6 +72,50 @@ STEPS = """<!doctype html><title>Steps</title><link rel=icon href="data:,">
   };
 </script>"""
 
+SOCKETIO = """<!doctype html><title>Socket.IO</title><link rel=icon href="data:,">
+<script src="/socket.io.min.js"></script>
+<form id=form><input id=question><button>Send</button></form>
+<pre id=answer></pre><pre id=full></pre><p id=run></p><p id=state>connecting</p>
+<p id=transport></p><p id=connects>0</p>
+<script>
+  const byId = (id) => document.getElementById(id);
+  const socket = io(OPTIONS);
+  let last = null;
+  let connects = 0;
+  socket.on("connect", () => {
+    byId("connects").textContent = ++connects;
+    byId("state").textContent = last ? "back" : "open";
+    if (last) socket.emit("stream_resume", { after: last });
+    const { engine } = socket.io;
+    byId("transport").textContent = engine.transport.name;
+    engine.on("upgrade", ({ name }) => { byId("transport").textContent = name; });
+  });
+  socket.on("disconnect", () => { byId("state").textContent = "lost"; });
+  socket.on("stream_start", ({ id }) => { last = id; });
+  socket.on("stream_chunk", ({ id, content }) => {
+    last = id;
+    byId("answer").append(content);
+  });
+  socket.on("stream_end", ({ full_response }) => {
+    last = null;
+    byId("full").textContent = full_response;
+    byId("state").textContent = "done";
+  });
+  socket.on("stream_error", ({ error }) => {
+    last = null;
+    byId("state").textContent = error;
+  });
+  byId("form").onsubmit = (event) => {
+    event.preventDefault();
+    byId("answer").textContent = "";
+    byId("full").textContent = "";
+    byId("state").textContent = "asked";
+    socket.emit("stream_question", byId("question").value, ({ run }) => {
+      byId("run").textContent = run;
+    });
+  };
+</script>"""
+
 
 def agent(model: ChatOpenAI) -> Any:
     """A graph of one node that talks, whose state outlives the process."""
@@ -82,10 +129,22 @@ def agent(model: ChatOpenAI) -> Any:
     return graph.compile(checkpointer=saver)
 
 
+def own_events(server: Any) -> None:
+    """What an app has that used Socket.IO before."""
+
+    def shout(text: str) -> str:
+        server.emit("shouted", text.upper())
+        return "heard"
+
+    server.on_event("shout", shout)
+
+
 def create_app() -> Flask:
     """The app; the provider is the one that the environment names."""
     app = Flask(__name__)
     app.config.from_prefixed_env()
+    if os.environ.get("WIRES_OWN"):
+        own_events(SocketIO(app))
     stream = FlaskStream(app)
     model = ChatOpenAI(
         model="scripted",
@@ -99,6 +158,9 @@ def create_app() -> Flask:
     stream.add("queue", talk, multitask="queue")
     stream.add("interrupt", talk, multitask="interrupt")
     stream.add("agent", agent(model))
+
+    # An app's own handler stands beside ours.
+    app.extensions["socketio"].on_event("connect", lambda: None)
 
     @stream.chain("count")
     def count(question: str) -> Iterator[str]:
@@ -120,6 +182,16 @@ def create_app() -> Flask:
         yield "One "
         raise RuntimeError("a fault")
 
+    @stream.chain("all")
+    def everything(question: str) -> Iterator[Any]:
+        """Says something of each type."""
+        yield "tool_call", {"id": "call-1", "name": "look", "args": {"id": "inner"}}
+        yield "tool_result", {"id": "call-1", "name": "look", "content": "seen"}
+        yield "progress", {"done": 1, "total": 2, "label": "Half"}
+        yield "custom", {"name": "weather", "value": {"id": "rain"}}
+        yield "One "
+        yield "two"
+
     @app.get("/vanilla/<chain>")
     def vanilla(chain: str) -> str:
         return VANILLA.replace("CHAIN", chain)
@@ -128,15 +200,34 @@ def create_app() -> Flask:
     def steps() -> str:
         return STEPS
 
+    @app.get("/socketio")
+    def socketio() -> str:
+        return SOCKETIO.replace("OPTIONS", request.args.get("options", ""))
+
+    @app.get("/socket.io.min.js")
+    def client() -> Response:
+        return send_from_directory(os.environ["WIRES_CLIENT"], "socket.io.min.js")
+
+    @app.post("/emit/<name>")
+    def emit(name: str) -> str:
+        app.extensions["socketio"].emit(name, {"text": request.args["text"]})
+        return "Said."
+
     @app.get("/left")
     def left() -> dict[str, int]:
         gc.collect()
         service: Service = app.extensions["flask_stream"]
         greenlets = [one for one in gc.get_objects() if issubclass(type(one), gevent.Greenlet)]
         assert service.sockets is not None
+        assert service.clients is not None
+        server = app.extensions["socketio"].server
         return {
             "pid": os.getpid(),
             "sockets": service.sockets.open,
+            "clients": service.clients.open,
+            "sessions": len(server.eio.sockets),
+            "rooms": sum(len(rooms) for rooms in server.manager.rooms.values()),
+            "environments": len(server.environ),
             "seats": service.access.quotas._seats,
             "greenlets": len([one for one in greenlets if not one.dead]),
             "files": len(os.listdir("/proc/self/fd")),

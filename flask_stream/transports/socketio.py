@@ -15,30 +15,27 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from io import BytesIO
 from typing import Any, Protocol
 
-from engineio.payload import Payload
 from flask import Request, Response
 from flask_socketio import SocketIO
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ..errors import BadRequest, ConfigError, RequestError, Unavailable
 from ..events import new_id
-from ..line import check_upgrade
-from ..tasks import Every
+from ..pace import Every
 from .base import LOOK, SPREAD, Bounds, Desk, Permit
 from .socketio_client import Client
-from .socketio_wire import Wire, joined
+from .socketio_wire import Taken, Wire, check_payload, joined, make_server, upgrades
 
 logger = logging.getLogger(__name__)
-#: The engine's own words. Below errors it would tell what people ask.
-engine_logger = logging.getLogger(f"{__name__}.engine")
-engine_logger.setLevel(logging.ERROR)
 
 #: Where in a request stands who was let in with it.
 _LET_IN = "flask_stream.let_in"
+#: What a server tells itself, and no client tells it.
+_RESERVED = ("connect", "disconnect")
 LetIn = tuple[Desk, Permit]
 NAMES = {"stream_question": Client.ask, "stream_resume": Client.resume}
 NAMES |= {"stream_cancel": Client.cancel}
@@ -49,43 +46,6 @@ class Door(Protocol):
 
     def __call__(self, environ: Mapping[str, Any], auth: Any) -> LetIn:
         """Their desk, and a place that has to be left. Raises RequestError."""
-
-
-def make_server(app: Any, bounds: Bounds, queue: str | None) -> SocketIO:
-    """A Flask-SocketIO server without a path of its own: its requests come through our views.
-
-    `queue` is the URL of a Redis. Raises ConfigError.
-    """
-    options: dict[str, Any] = {}
-    if queue is not None:
-        from socketio import RedisManager
-
-        # Flask-SocketIO's own channel: its processes beside the app emit there.
-        options["client_manager"] = RedisManager(
-            queue, channel="flask-socketio", logger=engine_logger
-        )
-    # How many packets one request may have: 16, else, and what is more would be lost. The body has
-    # its own limit.
-    Payload.max_decode_packets = 10_000
-    made = SocketIO()
-    made.init_app(
-        None,
-        # The standard library's threads: under gunicorn's gevent worker those are greenlets.
-        async_mode="threading",
-        # What a client sends is done in the order in which it was sent.
-        async_handlers=False,
-        manage_session=False,
-        # Who may ask is decided in our own views, as for all others.
-        cors_allowed_origins=[],
-        ping_interval=bounds.heartbeat,
-        ping_timeout=bounds.patience,
-        max_http_buffer_size=bounds.size,
-        logger=engine_logger,
-        engineio_logger=engine_logger,
-        **options,
-    )
-    app.extensions["socketio"] = made
-    return made
 
 
 class SocketIOs:
@@ -130,26 +90,47 @@ class SocketIOs:
         self._engine.on("disconnect", disconnect)
         if not self.own:
             return
-        came = self._engine.handlers["connect"]
+        came, bounds = self._engine.handlers["connect"], self._bounds
 
         def connect(session: str, environ: dict[str, Any]) -> Any:
             self._enter(session, environ.pop(_LET_IN).pop())
             return came(session, environ)
 
         def message(session: str, data: Any) -> None:
+            client = self._clients.get(session)
+            if client is None:  # sent away for what it has said before
+                return
             try:
+                client.wait()
+                client.check_attached(data, bounds.size)
                 said(session, data)
             except Exception as error:  # no Socket.IO, whatever else it is
                 logger.info("socketio: a client is sent away: %s", type(error).__name__)
-                socket = self._engine.sockets.get(session)
-                if socket is not None:
-                    socket.close(wait=False)
+                client.go()
+            if session not in self._clients:
+                client.forget()
 
         self._engine.generate_id = new_id  # 128 random bits, as all that is a secret here
         self._engine.on("connect", connect)
         self._engine.on("message", message)
-        self._server.on("connect", self._greet)
-        bounds = self._bounds
+        hear, trigger = self._server._handle_event, self._server._trigger_event
+
+        def event(session: str, namespace: str, id: int | None, data: Any) -> None:
+            if not isinstance(data, list) or not data or not isinstance(data[0], str):
+                raise ValueError("no event")
+            if data[0] in _RESERVED:
+                raise ValueError("no event of a client's")
+            hear(session, namespace, id, data)
+
+        def happened(event: str, namespace: str, *args: Any) -> Any:
+            # Not as handlers: the app may have its own for these.
+            if namespace == "/" and event == "connect":
+                self._greet(*args)
+            elif namespace == "/" and event == "disconnect":
+                self._part(args[0])
+            return trigger(event, namespace, *args)
+
+        self._server._handle_event, self._server._trigger_event = event, happened
         self._engine._async = {
             **self._engine._async,
             "websocket": lambda handler, server: Wire(handler, bounds),
@@ -159,15 +140,16 @@ class SocketIOs:
 
     def prepare(self, request: Request) -> None:
         """See whether a request can be answered here. Raises BadRequest, and Unavailable."""
-        headers, session = request.headers, request.args.get("sid")
+        session = request.args.get("sid")
         if "j" in request.args:
             raise BadRequest("There is no JSONP.", field="j")
-        if upgrades(request):
-            check_upgrade(headers.get("Sec-WebSocket-Version"), headers.get("Sec-WebSocket-Key"))
+        upgrades(request)
         if session is None:
+            if request.method == "POST":
+                raise BadRequest("A session is opened with a GET.", field="sid")
             if self._draining():
                 raise Unavailable("This worker is being replaced.", retry_after=1)
-        elif session not in self._engine.sockets:
+        elif session not in self._clients:
             raise BadRequest(
                 "This worker has no such session. With several workers, long-polling needs sticky "
                 'sessions, or clients that say transports: ["websocket"].',
@@ -175,7 +157,12 @@ class SocketIOs:
             )
 
     def answer(self, request: Request, body: bytes, let_in: LetIn | None) -> Response:
-        """What Engine.IO answers; `let_in` is for who opens a session."""
+        """What Engine.IO answers; `let_in` is for who opens a session. Raises BadRequest."""
+        client, stamp = self._clients.get(request.args.get("sid", "")), request.args.get("t")
+        if request.method == "POST":
+            check_payload(body)
+            if client is not None and not client.posts(stamp):
+                return Response("OK", mimetype="text/plain")
         # Kept as long as the session: without what this one request was read from.
         environ = {k: v for k, v in request.environ.items() if k != "werkzeug.request"}
         environ["flask.app"] = self._app
@@ -190,32 +177,58 @@ class SocketIOs:
                     permit.leave()
 
         if upgrades(request):
-            return _Taken(handle)
-        # Not our environ: from_app would hand out a copy.
-        said = Response.from_app(handle, request.environ, buffered=True)
+            return Taken(handle)
+        polled = request.method == "GET" and client is not None
+        with client.polls(stamp) if client is not None and polled else nullcontext():
+            # Not our environ: from_app would hand out a copy.
+            said = Response.from_app(handle, request.environ, buffered=True)
         return Response(said.get_data(), said.status, said.headers)
 
     def _enter(self, session: str, let_in: LetIn) -> Client:
         # Another's wire knows nothing of several packets in one.
-        client = Client(self._server, session, *let_in, joined if self.own else list)
+        new = Client(self._server, session, *let_in, joined if self.own else list)
         with self._lock:
-            self._clients[session] = client
+            client = self._clients.setdefault(session, new)
             if self._look is None:
                 self._look = Every(LOOK, self._look_after, "socketio")
+        if client is not new:
+            new.leave()
         return client
 
     def _greet(self, sid: str, environ: dict[str, Any], auth: Any = None) -> None:
-        client = self._clients[self._session(sid)]
+        session = self._session(sid)
+        client = self._clients.get(session)
+        if client is None:
+            raise Refused("Connect again.")
         client.sid = sid
         try:
             if auth:
-                let_in = self._door(environ, auth)
-                client.leave()
-                client.greet(*let_in)
+                self._introduce(client, environ, auth)
+            else:
+                client.begin()
             client.talk.desk.check()
         except RequestError as error:
             told = {"status": error.status, "field": error.field}
             raise Refused(error.detail, told) from None
+        finally:
+            if session not in self._clients:  # it has gone meanwhile
+                client.leave()
+
+    def _introduce(self, client: Client, environ: dict[str, Any], auth: Any) -> None:
+        client.leave()  # it takes one place, not two
+        try:
+            client.greet(*self._door(environ, auth))
+        except RequestError:
+            try:
+                client.greet(*self._door(environ, None))
+            except RequestError:
+                client.go()
+            raise
+
+    def _part(self, sid: str) -> None:
+        client = self._clients.get(self._session(sid))
+        if client is not None:
+            client.talk.leave()
 
     def _handler(self, what: Callable[[Client, Any], dict[str, Any]]) -> Callable[..., Any]:
         def handle(sid: str, *args: Any) -> Any:
@@ -231,14 +244,19 @@ class SocketIOs:
 
     def _join(self, session: str, sid: str, args: Any) -> Client | None:
         """Let in a client of the app's own server, when it first asks for a run."""
+        environ = self._server.get_environ(sid)
+        if environ is None:  # it has gone meanwhile
+            return None
         try:
-            let_in = self._door(self._server.get_environ(sid), None)
+            let_in = self._door(environ, None)
         except RequestError as error:
             told = {"error": error.detail, "status": error.status, "field": error.field}
             self._server.emit("stream_error", {"id": None} | told, to=sid, ignore_queue=True)
             return None
         client = self._enter(session, let_in)
         client.sid = sid
+        if session not in self._engine.sockets:
+            self._leave(session)
         return client
 
     def _session(self, sid: str) -> str:
@@ -270,19 +288,3 @@ class SocketIOs:
             self._look.stop()
         if self.own:
             self._server.shutdown()
-
-
-def upgrades(request: Request) -> bool:
-    """Whether this is a WebSocket's handshake."""
-    return request.headers.get("Upgrade", "").lower() == "websocket"
-
-
-class _Taken(Response):
-    """An answer that takes over the connection."""
-
-    def __init__(self, handle: Callable[[Any, Any], Any]) -> None:
-        super().__init__()
-        self._handle = handle
-
-    def __call__(self, environ: Any, start_response: Any) -> Any:
-        return self._handle(environ, start_response)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from engineio.exceptions import EngineIOError
@@ -21,8 +22,14 @@ logger = logging.getLogger(__name__)
 #: What may wait for a client: parts of an answer, and, where it polls for them, packets; so many
 #: are as many as all clients read at once.
 _WAITING, _POLLED = 64, 12
+#: Packets that may wait for one that is just changing from one to the other.
+_CHANGING = 256
+#: Attachments that one message may have.
+_ATTACHED = 64
 #: Seconds between two looks whether some have gone.
 _LOOK = 0.02
+#: Seconds that one has for going by itself when it may no longer read.
+_LEAVE = 2.0
 
 
 class Client:
@@ -42,15 +49,66 @@ class Client:
         self._session = session
         #: What Socket.IO calls it, once it is connected.
         self.sid: str | None = None
+        self._poll: str | None = None
+        self._post: str | None = None
+        self._polls = False
         self.greet(desk, permit)
 
     def greet(self, desk: Desk, permit: Permit) -> None:
         """This is who it is, and what it may."""
         self._permit = permit
+        self._refused = False
         self.check = permit.due()
-        self.talk = Talk(desk, self._deliver, self.go)
+        self._desk = desk
+        self.begin()
+
+    def begin(self) -> None:
+        """It is connected: nothing is under way yet."""
+        self.talk = Talk(self._desk, self._deliver, self.go)
 
     # In
+
+    @contextmanager
+    def polls(self, stamp: str | None) -> Iterator[None]:
+        """While it is asked for what there is, with that stamp. Raises BadRequest.
+
+        Browsers, and proxies, send a GET again when its connection was cut. What the first was
+        told is lost then, and they do not say so: the client comes back, and resumes.
+        """
+        if self._polls or (stamp is not None and stamp == self._poll):
+            self.go()
+            raise BadRequest("This came twice. Connect again, and resume.", field="t")
+        self._poll, self._polls = stamp, True
+        try:
+            yield
+        finally:
+            self._polls = False
+
+    def posts(self, stamp: str | None) -> bool:
+        """Whether this is not what it has said just before, sent again by somebody between."""
+        new = stamp is None or stamp != self._post
+        self._post = stamp
+        return new
+
+    def wait(self) -> None:
+        """Hear no more of it than it hears of us: until there is room for an answer.
+
+        Raises Unread where there is none for who is just changing its wire.
+        """
+        while (socket := self._socket()) is not None and self._room() <= 0:
+            if socket.upgrading:  # it reads again when that is done, and waits for us until then
+                if socket.queue.qsize() > _CHANGING:
+                    raise Unread
+                return
+            time.sleep(_LOOK)
+
+    def check_attached(self, data: Any, most: int) -> None:
+        """Raise ValueError for more than may be kept of what it says in pieces."""
+        begun = self._server._binary_packet.get(self._session)
+        if begun is not None:
+            size = len(data) + sum(map(len, begun.attachments))
+            if begun.attachment_count > _ATTACHED or size > most:
+                raise ValueError("too much is attached")
 
     def ask(self, args: Sequence[Any]) -> dict[str, Any]:
         """`stream_question`: start a run."""
@@ -86,15 +144,18 @@ class Client:
 
     def allowed(self) -> bool:
         """Whether it may still read; else it is told, and sent away for good."""
-        self.check = self._permit.due()
         refusal = self._permit.refusal()
-        if refusal is not None:
+        if refusal is None:
+            self.check = self._permit.due()
+        elif self._refused or self.sid is None:
+            self.go()
+        else:
+            # It is told, which an end would not leave time for, and has to go by itself.
+            self._refused = True
+            self.check = time.monotonic() + _LEAVE
             self.tell("unauthorized", {"code": "unauthorized", "message": refusal})
             self.talk.leave()
-            if self.sid is None:
-                self.go()
-            else:
-                self._server.disconnect(self.sid, ignore_queue=True)
+            self._server.disconnect(self.sid, ignore_queue=True)
         return refusal is None
 
     # Out
@@ -142,16 +203,21 @@ class Client:
         finally:
             reader.close()
 
+    def _socket(self) -> Any:
+        """Engine.IO's; None when it has gone."""
+        socket = self._engine.sockets.get(self._session)
+        return None if socket is None or socket.closed else socket
+
     def _room(self) -> int:
         """How many packets more it may be given by now."""
-        socket = self._engine.sockets.get(self._session)
+        socket = self._socket()
         if socket is None:
             return 1
         waiting = int(socket.queue.qsize())
         return (_WAITING if waiting < _WAITING else 0) if socket.upgraded else _POLLED - waiting
 
     def _send(self, sent: Sequence[str]) -> None:
-        socket = self._engine.sockets.get(self._session)
+        socket = self._socket()
         if socket is not None and socket.upgraded:
             sent = self._join(sent)
         try:
@@ -162,15 +228,29 @@ class Client:
 
     def go(self) -> None:
         """Have it come back, to this worker or another."""
-        socket = self._engine.sockets.get(self._session)
+        socket = self._socket()
         if socket is not None:
-            socket.close(wait=False)
+            # Without a word: who is told that it is over does not come back.
+            socket.close(wait=False, abort=True)
         self.leave()
 
     def leave(self) -> None:
         """It has gone: its readers end, its runs go on."""
         self.talk.leave()
         self._permit.leave()
+
+    def forget(self) -> None:
+        """Take out what is left of one that went while it was let in, which nobody else does."""
+        manager = self._server.manager
+        for namespace in list(manager.get_namespaces()):
+            sid = manager.sid_from_eio_sid(self._session, namespace)
+            if sid is not None:
+                manager.disconnect(sid, namespace, ignore_queue=True)
+        self._server._binary_packet.pop(self._session, None)
+
+
+class Unread(Exception):
+    """It says much, and reads nothing."""
 
 
 class _Failed(RequestError):

@@ -23,8 +23,8 @@ from flask import Response, request, stream_with_context
 from ..dialects.base import Dialect
 from ..errors import StoreError
 from ..events import Event, encode
+from ..pace import Every
 from ..tail import Reader
-from ..tasks import Every
 from .base import LOOK, Permit
 
 logger = logging.getLogger(__name__)

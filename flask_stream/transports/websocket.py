@@ -21,7 +21,7 @@ from flask import Request
 
 from ..errors import BadRequest, Unavailable
 from ..line import Line, check_upgrade
-from ..tasks import Every
+from ..pace import Every
 from .base import LOOK, SPREAD, Bounds, Desk, Permit
 from .websocket_connection import FORMATS, RESTART, Connection
 

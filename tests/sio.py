@@ -1,0 +1,385 @@
+"""Clients of Socket.IO: the official one, and one from the specification over either wire.
+
+The latter does only what it is told: a ping is answered when a test reads, and nothing is read
+before a test says so.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Self
+
+import requests
+import socketio
+
+from .sse import Response, request
+from .ws import Ended, Socket
+
+#: Stands between the packets of one payload.
+BETWEEN = "\x1e"
+OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = "0123456"
+CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR = "01234"
+Told = dict[str, Any]
+
+
+class ConnectError(Exception):
+    """The server refused the namespace; `data` is what it says of it."""
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(str(data))
+        self.data = data
+        self.message: str = data["message"]
+
+
+class Spoken:
+    """Socket.IO, over whatever carries packets of Engine.IO.
+
+    `acks` has what was acknowledged, by the id that was sent along; `received` every event's
+    packet, letter by letter.
+    """
+
+    session: dict[str, Any]
+
+    def __init__(self) -> None:
+        self.acks: dict[int, Any] = {}
+        self.packets: list[str] = []
+        self.pongs = True
+        self._last_ack = 0
+
+    def put(self, packet: str) -> None:
+        """Send one packet of Engine.IO."""
+        raise NotImplementedError
+
+    def take(self, timeout: float | None = None) -> str:
+        """The next packet of Engine.IO. Raises Ended."""
+        raise NotImplementedError
+
+    def packet(self, timeout: float = 20) -> str:
+        """The next message; pings are answered."""
+        until = time.monotonic() + timeout
+        while True:
+            packet = self.take(max(0.0, until - time.monotonic()))
+            if packet == PING:
+                if self.pongs:
+                    self.put(PONG)
+            elif packet == CLOSE:
+                raise Ended(1000, "closed by the server")
+            elif packet != NOOP:
+                assert packet[0] == MESSAGE, packet
+                return packet[1:]
+
+    def connect(self, auth: Any = None) -> None:
+        """Enter the usual namespace. Raises ConnectError."""
+        self.put(MESSAGE + CONNECT + ("" if auth is None else json.dumps(auth)))
+        told = self.packet()
+        if told[0] == CONNECT_ERROR:
+            raise ConnectError(json.loads(told[1:]))
+        assert told[0] == CONNECT, told
+
+    def emit(self, name: str, *data: Any, ack: bool = True) -> int:
+        """Say an event; the id with which it will be acknowledged."""
+        self._last_ack += 1
+        number = str(self._last_ack) if ack else ""
+        self.put(MESSAGE + EVENT + number + json.dumps([name, *data]))
+        return self._last_ack
+
+    def hear(self, timeout: float = 20) -> tuple[str, Any]:
+        """The next event's name and data; what is acknowledged before it is kept in `acks`."""
+        until = time.monotonic() + timeout
+        while True:
+            told = self.packet(max(0.0, until - time.monotonic()))
+            if told[0] == EVENT:
+                self.packets.append(told)
+                name, *data = json.loads(told[1:])
+                return name, (data[0] if len(data) == 1 else data)
+            if told[0] == DISCONNECT:
+                raise Ended(1000, "sent out of the namespace")
+            self._keep(told)
+
+    def _keep(self, told: str) -> None:
+        assert told[0] == ACK, told
+        digits = len(told[1:]) - len(told[1:].lstrip("0123456789"))
+        (self.acks[int(told[1 : 1 + digits])],) = json.loads(told[1 + digits :])
+
+    def event(self, timeout: float = 20) -> Told:
+        """The next `stream_…` event."""
+        return told(*self.hear(timeout))
+
+    def events(self, until: str = "end") -> list[Told]:
+        """All of them up to the next one of that type."""
+        found = [self.event()]
+        while found[-1]["type"] != until:
+            found.append(self.event())
+        return found
+
+    def acknowledged(self, number: int, timeout: float = 20) -> Any:
+        """What an event was acknowledged with; events that come before it are passed over."""
+        until = time.monotonic() + timeout
+        while number not in self.acks:
+            told = self.packet(max(0.0, until - time.monotonic()))
+            if told[0] != EVENT:
+                self._keep(told)
+        return self.acks[number]
+
+    def end(self, timeout: float = 20) -> int:
+        """Read whatever still comes; the code with which it is over."""
+        until = time.monotonic() + timeout
+        try:
+            while True:
+                told = self.packet(max(0.0, until - time.monotonic()))
+                if told[0] == EVENT:
+                    self.packets.append(told)
+        except Ended as ended:
+            return ended.code
+
+
+class Wire(Spoken):
+    """A session over WebSocket."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        query: str = "",
+        receive_buffer: int | None = None,
+    ) -> None:
+        super().__init__()
+        path = f"{url}/socket.io/?EIO=4&transport=websocket{query}"
+        self.socket = Socket(path, headers, receive_buffer=receive_buffer)
+        if "sid=" not in query:
+            self.session = opened(self.socket.next())
+
+    def put(self, packet: str) -> None:
+        self.socket.say(packet)
+
+    def take(self, timeout: float | None = None) -> str:
+        return self.socket.next(timeout)
+
+    def close(self) -> None:
+        """Go without a word."""
+        self.socket.close()
+
+    def reset(self) -> None:
+        """Go as a broken network does."""
+        self.socket.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Poll(Spoken):
+    """A session over long-polling."""
+
+    def __init__(
+        self, url: str, *, headers: Mapping[str, str] | None = None, query: str = ""
+    ) -> None:
+        super().__init__()
+        self._path = f"{url}/socket.io/?EIO=4&transport=polling{query}"
+        self._headers = dict(headers or {})
+        self.waiting: list[str] = []
+        answer = request("GET", self._path, headers=self._headers)
+        if answer.status != 200:
+            raise Turned(answer)
+        self.headers = answer.headers
+        self.session = opened(answer.body.decode())
+        self._path += f"&sid={self.session['sid']}"
+
+    def post(self, body: bytes | str, query: str = "") -> Response:
+        """Send a payload, whatever it is."""
+        sent = body if isinstance(body, bytes) else body.encode()
+        given = self._headers | {"Content-Type": "text/plain;charset=UTF-8"}
+        return request("POST", self._path + query, body=sent, headers=given, timeout=20)
+
+    def get(self, timeout: float = 20, query: str = "") -> Response:
+        """One poll."""
+        return request("GET", self._path + query, headers=self._headers, timeout=timeout)
+
+    def put(self, packet: str) -> None:
+        try:
+            answer = self.post(packet)
+        except ConnectionError as error:
+            raise Ended(1006, str(error)) from error
+        if answer.status != 200:
+            raise Ended(1006, answer.body.decode())
+
+    def take(self, timeout: float | None = None) -> str:
+        while not self.waiting:
+            try:
+                answer = self.get(20 if timeout is None else max(timeout, 0.01))
+            except ConnectionError as error:
+                raise Ended(1006, str(error)) from error
+            if answer.status != 200:
+                raise Ended(1006, answer.body.decode())
+            if answer.body:
+                self.waiting = answer.body.decode().split(BETWEEN)
+        return self.waiting.pop(0)
+
+    @property
+    def url(self) -> str:
+        """The session's URL."""
+        return self._path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def close(self) -> None:
+        """Say that it is over."""
+        with suppress(OSError):
+            self.post(CLOSE)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Turned(Exception):
+    """Whoever opened a session over long-polling was turned away."""
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__(f"{answer.status} {answer.body!r}")
+        self.status = answer.status
+        self.answer = answer
+
+
+def opened(packet: str) -> dict[str, Any]:
+    assert packet[0] == OPEN, packet
+    session: dict[str, Any] = json.loads(packet[1:])
+    return session
+
+
+def told(name: str, data: Any) -> Told:
+    """A `stream_…` event, its id apart from what it says."""
+    assert name.startswith("stream_"), name
+    data = dict(data)
+    return {"id": data.pop("id"), "type": name.removeprefix("stream_"), "data": data}
+
+
+class Client:
+    """The official client for Python.
+
+    It hears each event in a thread of its own, so they are put in order here, by their ids. With
+    `reconnection` it comes back by itself and resumes, as the README has it.
+    """
+
+    def __init__(self, url: str, *transports: str, reconnection: bool = False, **options: Any):
+        self._reconnection = reconnection
+        self._news = threading.Condition()
+        self.heard: list[tuple[str, Any]] = []
+        self.connects = 0
+        self.disconnects: list[str] = []
+        self._lost: list[Any] = []
+        self._http = requests.Session()
+        self.official = socketio.Client(
+            http_session=self._http,
+            reconnection=reconnection,
+            reconnection_delay=0.1,
+            reconnection_delay_max=0.2,
+            handle_sigint=False,
+        )
+        self.official.on("*", self._hear)
+        self.official.on("connect", self._connected)
+        self.official.on("disconnect", self._disconnected)
+        try:
+            self.official.connect(
+                url, transports=list(transports) or None, wait_timeout=10, **options
+            )
+        except BaseException:
+            self._close()
+            raise
+
+    def _hear(self, name: str, *data: Any) -> None:
+        with self._news:
+            self.heard.append((name, data[0] if len(data) == 1 else data))
+            self._news.notify_all()
+
+    def _connected(self) -> None:
+        with self._news:
+            self.connects += 1
+            self._news.notify_all()
+        if self.connects > 1:
+            run = next(data["run"] for name, data in self.heard if name == "stream_start")
+            places = {place for place, _ in self._places(run)}
+            last = next(place for place in range(len(places) + 1) if place + 1 not in places)
+            self.official.emit("stream_resume", {"after": f"{run}:{last}"})
+
+    def _disconnected(self, reason: str) -> None:
+        with self._news:
+            self.disconnects.append(reason)
+            self._lost.append(self.official.eio.ws)
+            self._news.notify_all()
+
+    @property
+    def transport(self) -> str:
+        return str(self.official.transport())
+
+    def wait(self, condition: Callable[[], bool], timeout: float = 20) -> None:
+        with self._news:
+            assert self._news.wait_for(condition, timeout), self.heard[-5:]
+
+    def call(self, name: str, *data: Any) -> Any:
+        """Say an event, and wait for what it is acknowledged with."""
+        return self.official.call(name, data if len(data) != 1 else data[0], timeout=20)
+
+    def ask(self, message: Any) -> str:
+        """Ask a question; the run's id."""
+        ack = self.call("stream_question", message)
+        assert ack.keys() == {"run", "conversation"}, ack
+        run: str = ack["run"]
+        return run
+
+    def told(self, name: str) -> list[Any]:
+        """What was heard under that name."""
+        return [data for heard, data in list(self.heard) if heard == name]
+
+    def _places(self, run: str) -> list[tuple[int, Told]]:
+        found = []
+        for name, data in list(self.heard):
+            id = data.get("id") if isinstance(data, dict) else None
+            if name.startswith("stream_") and id and id.startswith(f"{run}:"):
+                place = (int(id.rpartition(":")[2]), told(name, data))
+                # What is heard in disorder is resumed before its last.
+                if not self._reconnection or place not in found:
+                    found.append(place)
+        return sorted(found, key=lambda one: one[0])
+
+    def events(self, run: str, after: int = 0, least: int | None = None) -> list[Told]:
+        """A run's events from a place to its end, or so many; each must have come once."""
+
+        def whole() -> bool:
+            found = self._places(run)
+            if least is not None:
+                return len(found) >= least
+            # The last may be heard before those before it.
+            ended = bool(found) and found[-1][1]["type"] in ("end", "error")
+            return ended and len(found) >= found[-1][0] - after
+
+        self.wait(whole)
+        found = self._places(run)
+        assert [place for place, _ in found] == list(range(after + 1, after + 1 + len(found)))
+        return [event for _, event in found]
+
+    def leave(self) -> None:
+        self.official.disconnect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.official.shutdown()
+        self._close()
+
+    def _close(self) -> None:
+        # Who was sent away says goodbye when nobody waits for it any more.
+        if self.official.eio.read_loop_task is not None:
+            self.official.eio.read_loop_task.join(20)
+        for socket in self._lost:  # it forgets them when it comes back
+            if socket is not None:
+                socket.shutdown()
+        self._http.close()
