@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,6 +16,7 @@ from .chains.chat import chat
 from .chains.chosen import ChosenModel
 from .chains.models import tools_refusal
 from .chains.summary import Summary
+from .config import Settings
 from .extension import FlaskStream, Service
 from .headers import headers
 from .logs import set_up
@@ -34,6 +37,9 @@ def create_app(**settings: Any) -> Flask:
     app.config.from_prefixed_env()
     app.config.setdefault("STREAM_PAGE", True)
     set_up()
+    for name in (f"STREAM_{field.name.upper()}" for field in fields(Settings)):
+        if name in os.environ and f"FLASK_{name}" not in os.environ:
+            logger.warning("%s in the environment is not read: it is FLASK_%s", name, name)
     if find_spec("limits") is not None:
         app.config.setdefault("STREAM_START_LIMIT", "30/minute")
         app.config.setdefault("STREAM_ADDRESS_LIMIT", "120/minute")
@@ -57,4 +63,6 @@ def create_app(**settings: Any) -> Flask:
     stream.add("summary", Summary(own), multitask="queue")
     if find_spec("langchain") is not None:
         stream.add("agent", agent(model, own), refusal=lambda: tools_refusal(own))
+    else:
+        logger.info("there is no agent: pip install 'flask-llm-stream[graph]'")
     return app

@@ -213,6 +213,8 @@ class FlaskStream:
 
     def chain(self, name: str, **options: Any) -> Callable[[Function], Function]:
         """Add the decorated generator function under that name; options are those of `add`."""
+        if not isinstance(name, str):
+            raise ConfigError("@stream.chain", 'needs a name: @stream.chain("shout")')
 
         def decorate(function: Function) -> Function:
             self.add(name, function, **options)
@@ -233,7 +235,9 @@ class FlaskStream:
         """Sign a principal out of the current app: `user:<id>`, `session:<id>`, `site:<name>`.
 
         Their sessions, tokens and tickets count no longer, and open streams end within
-        `STREAM_RECHECK`. Raises StoreError.
+        `STREAM_RECHECK`. Raises StoreError, and ValueError for what can be no principal.
         """
+        if not principal.startswith(("user:", "session:", "site:")):
+            raise ValueError(f"{principal!r} is no principal: user:<id>, session:<id>, site:<name>")
         service: Service = current_app.extensions["flask_stream"]
         service.access.revoke(principal)

@@ -36,6 +36,8 @@ class Fitting:
 
     def __init__(self, chain: Any) -> None:
         self._whole = _described(chain)
+        # A graph can be given a part of its state.
+        self._partial = hasattr(chain, "builder")
         self._types = _types(chain)
         properties = self._whole.get("properties", {})
         self._history = "history" in properties
@@ -79,12 +81,16 @@ class Fitting:
 
         `prepared` is when the developer's own function makes the chain's input of a question.
         """
-        if value.keys() == {"question"} and (prepared or self.asks):
-            return
+        needed = [name for name in self._whole.get("required", []) if name != "history"]
+        if value.keys() == {"question"}:
+            enough = self.asks and (self._partial or set(needed) <= {self.name})
+            if prepared or enough:
+                return
+            told = f"This chain takes {', '.join(self.names)}: send an object as input."
+            raise BadRequest(told, field="input")
         for name in value.keys() - set(self.names):
             raise BadRequest(f"{name} is not a field of input.", field="input")
-        needed = [name for name in self._whole.get("required", []) if name != "history"]
-        for name in needed or ["question"]:
+        for name in [] if self._partial else needed or ["question"]:
             if name not in value:
                 raise BadRequest(f"input has no {name}.", field="input")
         for name, given in value.items():

@@ -71,12 +71,16 @@ def _end(frames: bytes, start: int) -> int:
     return start + 2 + more + size
 
 
-def check_upgrade(version: str | None, key: str | None) -> None:
-    """Raise BadRequest for the headers of a handshake that is none."""
-    if version != "13":
+def check_upgrade(header: Callable[[str], str | None]) -> None:
+    """Raise BadRequest for a handshake that is none; `header` gives what stands in one."""
+    if "upgrade" not in (header("Connection") or "").lower().replace(" ", "").split(","):
+        raise BadRequest("A handshake has Connection: Upgrade.", field="Connection")
+    if not header("Host"):
+        raise BadRequest("A handshake has a Host.", field="Host")
+    if header("Sec-WebSocket-Version") != "13":
         raise BadRequest("The version is 13.", field="Sec-WebSocket-Version")
     try:
-        random = b64decode(key or "", validate=True)
+        random = b64decode(header("Sec-WebSocket-Key") or "", validate=True)
     except ValueError:
         random = b""
     if len(random) != 16:

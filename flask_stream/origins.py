@@ -34,7 +34,8 @@ class Origins:
             if _ORIGIN.fullmatch(origin) is None:
                 raise ConfigError(
                     "STREAM_ORIGINS",
-                    f"has {origin!r}, and should have origins such as https://example.org",
+                    f"has {origin!r}, and should have origins such as https://example.org, in "
+                    "small letters and without a path or a final /",
                 )
 
     def check_page(self, request: Request, *, public: bool = False) -> None:

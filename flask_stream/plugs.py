@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,16 @@ def make_source(
             return LangChainSource(chain, prepare)
         except ValueError as error:
             raise ConfigError(f"chain {name!r}", f"cannot be asked: {error}") from error
+    if hasattr(chain, "compile") and hasattr(chain, "add_node"):
+        raise ConfigError(f"chain {name!r}", "is a graph that is not compiled: add graph.compile()")
     if callable(chain):
+        try:
+            signature(chain).bind("question")
+        except TypeError as error:
+            told = "is a function that cannot be called with one argument, the question"
+            raise ConfigError(f"chain {name!r}", told) from error
+        except ValueError:  # one of C, which tells nothing of itself
+            pass
         return FunctionSource(chain)
     raise ConfigError(f"chain {name!r}", f"is {chain!r}, which has no stream and is no function")
 

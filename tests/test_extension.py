@@ -15,6 +15,9 @@ from typing import Any, Protocol
 import pytest
 from flask import Flask
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda
+from langgraph.graph import MessagesState, StateGraph
+from typing_extensions import TypedDict
 
 import flask_stream
 from flask_stream import ConfigError, FlaskStream, create_app
@@ -296,3 +299,70 @@ def test_the_pages_files_are_served(site: Flask, name: str) -> None:
 def test_no_other_file_is(site: Flask) -> None:
     for path in ("../__init__.py", "%2e%2e/config.py", "stream.py", ""):
         assert site.test_client().get(f"/static/stream/{path}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("chain", "told"),
+    [
+        (StateGraph(MessagesState), "is a graph that is not compiled"),
+        (lambda: iter([]), "one argument, the question"),
+        (lambda question, history: iter([]), "one argument, the question"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_when_it_is_added(make: Make, chain: Any, told: str) -> None:
+    stream = FlaskStream()
+    make(stream)
+    with pytest.raises(ConfigError, match=f"chain 'it' {told}|chain 'it' .*{told}"):
+        stream.add("it", chain)
+
+
+def test_a_decorator_without_a_name_says_so() -> None:
+    decorate: Any = FlaskStream().chain
+    with pytest.raises(ConfigError, match="needs a name"):
+        decorate(lambda question: [question])
+
+
+def test_who_is_revoked_has_to_be_a_principal(make: Make) -> None:
+    stream = FlaskStream()
+    with make(stream).app_context(), pytest.raises(ValueError, match="user:<id>"):
+        stream.revoke("bob")
+
+
+def test_settings_without_their_prefix_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("STREAM_MODEL", "openai:other")
+    monkeypatch.setenv("FLASK_STREAM_MODEL", "local:smollm2")
+    monkeypatch.setenv("STREAM_HEARTBEAT", "abc")
+    app = create_app(start_limit="", address_limit="")
+    app.extensions["flask_stream"].close()
+    told = [record.getMessage() for record in caplog.records if "environment" in record.msg]
+    assert told == ["STREAM_HEARTBEAT in the environment is not read: it is FLASK_STREAM_HEARTBEAT"]
+
+
+def test_a_prompt_of_two_variables_says_what_it_wants(make: Make) -> None:
+    stream = FlaskStream()
+    prompt = ChatPromptTemplate.from_template("{question} in {lang}")
+    stream.add("it", prompt | RunnableLambda(lambda value: value.to_string()))
+    client = make(stream).test_client()
+    refused = client.post("/runs", json={"chain": "it", "input": "Why?"})
+    assert refused.status_code == 400
+    assert "takes" in refused.get_json()["detail"]
+    both = {"question": "Why?", "lang": "German"}
+    assert client.post("/runs", json={"chain": "it", "input": both}).status_code == 201
+
+
+def test_a_graph_is_given_a_part_of_its_state(make: Make) -> None:
+    class State(TypedDict):
+        topic: str
+        out: str
+
+    graph = StateGraph(State)
+    graph.add_node("write", lambda state: {"out": state["topic"]})
+    graph.add_edge("__start__", "write")
+    stream = FlaskStream(checkpoints="")
+    stream.add("it", graph.compile(), state=True)
+    client = make(stream).test_client()
+    assert client.post("/runs", json={"chain": "it", "input": {"topic": "x"}}).status_code == 201
+    refused = client.post("/runs", json={"chain": "it", "input": "x"})
+    assert refused.get_json()["detail"] == "This chain takes topic, out: send an object as input."

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import queue
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-import socketio
 
+from . import sio
 from .people import NOBODY, Sent, sealed
 from .provider import JSON, Provider, Script
 from .server import Server, environment, gunicorn
@@ -81,27 +80,17 @@ def by_websocket(server: Server, who: Sent) -> Iterator[Wire]:
 
 @contextmanager
 def by_socketio(server: Server, who: Sent) -> Iterator[Wire]:
-    told: queue.Queue[JSON] = queue.Queue()
-    acknowledged: list[JSON] = []
-    client = socketio.Client()
+    with sio.Wire(server.url, headers=who) as wire:
+        wire.connect()
+        sent: list[int] = []
 
-    def on(name: str, data: JSON) -> None:
-        id = data.pop("id")
-        told.put({"id": id, "type": name.removeprefix("stream_"), "data": data})
+        def send(message: JSON) -> None:
+            sent.append(wire.emit("stream_question", {"chain": "summary"} | message))
 
-    def send(message: JSON) -> None:
-        client.emit("stream_question", {"chain": "summary"} | message, callback=acknowledged.append)
-
-    client.on("*", on)
-    client.connect(server.url, headers=dict(who), transports=["websocket"])
-    try:
-        wire = Wire(send, lambda: told.get(timeout=20))
-        yield wire
-    finally:
-        client.disconnect()
-    assert acknowledged
-    for one in acknowledged:
-        assert one.keys() in ({"run", "conversation"}, {"error", "status", "field"})
+        yield Wire(send, wire.event)
+        for number in sent:
+            told = wire.acknowledged(number)
+            assert told.keys() in ({"run", "conversation"}, {"error", "status", "field"})
 
 
 Opened = Callable[[Server, Sent], AbstractContextManager[Wire]]

@@ -49,8 +49,7 @@ class WebSockets:
         """
         if request.args.get("format", "native") not in FORMATS:
             raise BadRequest(f"The format is one of {', '.join(FORMATS)}.", field="format")
-        headers = request.headers
-        check_upgrade(headers.get("Sec-WebSocket-Version"), headers.get("Sec-WebSocket-Key"))
+        check_upgrade(request.headers.get)
         if self._draining():
             raise Unavailable("This worker is being replaced.", retry_after=1)
         Line.take(request.environ, self._bounds.patience)
