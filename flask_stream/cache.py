@@ -8,15 +8,21 @@ forgets what it has shown and asks for itself.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Generator, Sequence
 from hashlib import sha256
 from typing import Any
 
 from .errors import Code
 from .events import Said, encode
+from .history import turns
+from .live import Chain
+from .rights import anyones
 from .sources.base import Input, Source, Turn
-from .stores.base import Run
+from .stores.base import RUNNING, Run, Store
 from .tail import Reader
+
+logger = logging.getLogger(__name__)
 
 #: What an earlier run said that this one does not say: its own frame, what it has cost, and what
 #: it wanted to know.
@@ -31,7 +37,42 @@ def cache_key(chain: str, version: str, who: str, input: str, history: Sequence[
     return f"answer:{sha256(whole.encode()).hexdigest()}"
 
 
-class Replay:
+class Cache:
+    """Finds the earlier answer. `read` reads a run from its beginning."""
+
+    def __init__(self, store: Store, read: Callable[[Run], Reader]) -> None:
+        self._store = store
+        self._read = read
+
+    def source(self, chain: Chain, run: Run) -> tuple[str | None, Source]:
+        """What answers this run, and the key under which others find it, if they may.
+
+        Raises StoreError.
+        """
+        if not chain.cache or not self._keeps(chain, run):
+            return None, chain.source
+        who = "" if chain.shared else run.principal
+        key = cache_key(chain.name, chain.version, who, run.input, turns(self._store, run.parent))
+        while True:
+            holder = self._store.claim(key, run.id, chain.cache)
+            if holder == run.id:
+                return key, chain.source
+            there = self._store.get(holder)
+            if there is not None and (there.live or there.status == "done"):
+                logger.info("run %s: reads run %s", run.id, holder)
+                return None, Replay(self._read, there, chain.source)
+            self._store.disclaim(key, holder)
+
+    def _keeps(self, chain: Chain, run: Run) -> bool:
+        """Whether this run's answer is one that may be read again."""
+        if not chain.shared and anyones(run.principal):
+            return False  # nobody knows whether it is the same one who asks again
+        parent = self._store.get(run.parent) if run.parent else None
+        # What it follows is not known before that has ended; an answer to that is for it alone.
+        return parent is None or parent.status not in (RUNNING, "interrupted")
+
+
+class Replay(Source):
     """A source that reads another run, and asks `source` if that one ends badly."""
 
     def __init__(self, read: Callable[[Run], Reader], run: Run, source: Source) -> None:

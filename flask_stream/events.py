@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii as quote
 from typing import Any, NamedTuple
 
-#: The types in the order in which DESIGN lists them; `start` is first and `end` is last in a log.
+#: The types, in the order of the README's table; `start` is first and `end` is last in a log.
 TYPES = (
     "start",
     "message",

@@ -103,6 +103,8 @@ class FlaskStream:
             app.wsgi_app = fixed  # type: ignore[method-assign]
         folder = app.instance_path
         self._saver = cache(lambda: checkpointer(settings.checkpoints, folder))
+        if settings.checkpoints and not settings.checkpoints.startswith("sqlite:///"):
+            self._saver()  # named by somebody: what is wrong with it is told at start
         store = open_store(settings.store, app.instance_path)
         access = Access(app, settings, store)
         limits = Limits(

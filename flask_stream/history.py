@@ -9,9 +9,6 @@ from .sources.base import Source, Turn
 from .stores.base import Run, Store
 from .tail import PAGE
 
-#: Earlier turns that a question brings along at most, where its source does not say `turns`; what
-#: the model can take is the chain's own.
-TURNS = 50
 #: Characters of a question that name a conversation.
 TITLE = 80
 #: Characters of an input's text that clients are shown.
@@ -32,7 +29,7 @@ def shown(value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def turns(store: Store, run: str | None, most: int = TURNS) -> list[Turn]:
+def turns(store: Store, run: str | None, most: int = Source.turns) -> list[Turn]:
     """The conversation up to and with a run, oldest turn first. Raises StoreError."""
     found: list[Turn] = []
     later = ""
@@ -52,9 +49,8 @@ def turns(store: Store, run: str | None, most: int = TURNS) -> list[Turn]:
 
 def check_history(store: Store, source: Source, value: dict[str, Any], parent: Run | None) -> None:
     """Let a source refuse an input for what came before it; not while that is still to end."""
-    own = getattr(source, "check_history", None)
-    if own is not None and value.keys() != {"resume"} and not (parent and parent.live):
-        own(value, lambda: turns(store, parent.id if parent else None))
+    if value.keys() != {"resume"} and not (parent and parent.live):
+        source.check_history(value, lambda: turns(store, parent.id if parent else None))
 
 
 def question(value: dict[str, Any]) -> str:

@@ -121,17 +121,23 @@ class TokenAuth:
                 "STREAM_AUTH", "is 'jwt', which needs: pip install 'flask-llm-stream[jwt]'"
             ) from missing
         self._jwt = jwt
+        names = ("jwt_algorithm", "jwt_issuer", "jwt_audience")
+        needed = [f"STREAM_{name.upper()}" for name in names if not getattr(settings, name)]
+        if not settings.jwt_key and not settings.jwt_jwks:
+            needed.append("STREAM_JWT_KEY or STREAM_JWT_JWKS")
+        if needed:
+            raise ConfigError("STREAM_AUTH", f"is 'jwt', which needs {', '.join(needed)}")
+        algorithm = str(settings.jwt_algorithm)
         self._options: dict[str, Any] = {
-            "algorithms": [_needed("jwt_algorithm", settings.jwt_algorithm)],
-            "issuer": _needed("jwt_issuer", settings.jwt_issuer),
-            "audience": _needed("jwt_audience", settings.jwt_audience),
+            "algorithms": [algorithm],
+            "issuer": settings.jwt_issuer,
+            "audience": settings.jwt_audience,
             "options": {"require": ["exp", "iss", "aud", "sub"]},
         }
-        (algorithm,) = self._options["algorithms"]
         if algorithm not in jwt.algorithms.get_default_algorithms() or algorithm == "none":
             raise ConfigError("STREAM_JWT_ALGORITHM", f"is {algorithm!r}, which is none that works")
-        if bool(settings.jwt_key) == bool(settings.jwt_jwks):
-            raise ConfigError("STREAM_JWT_KEY", "or else STREAM_JWT_JWKS has to be set")
+        if settings.jwt_key and settings.jwt_jwks:
+            raise ConfigError("STREAM_JWT_KEY", "and STREAM_JWT_JWKS are both set: keep one")
         self._jwks = None
         if settings.jwt_jwks:
             if algorithm.startswith("HS"):
@@ -227,12 +233,6 @@ def bearer(request: Request) -> str | None:
     """The token of an `Authorization: Bearer …`, if there is one."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
-
-
-def _needed(name: str, value: str | None) -> str:
-    if not value:
-        raise ConfigError(f"STREAM_{name.upper()}", "is needed for STREAM_AUTH=jwt")
-    return value
 
 
 def _usable(jwt: Any, algorithm: str, key: str | None) -> Any:

@@ -12,7 +12,7 @@ from hashlib import sha256
 
 from .errors import Code, StoreError
 from .events import encode
-from .history import TURNS, shown, turns
+from .history import shown, turns
 from .journal import Journal
 from .keeper import Keeper, Times
 from .log import Log, Trouble
@@ -22,6 +22,9 @@ from .sources.base import NOTHING, Input, Source
 from .stores.base import Run, Store
 
 logger = logging.getLogger(__name__)
+
+#: Seconds that all runs together have for their ends to be stored when their worker goes.
+_STOPPING = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ class Live:
         self._runners[run.id] = runner
         if run.seq == 0:
             log.append(("start", _started(run)))
-        elif not getattr(source, "durable", False):
+        elif not source.durable:
             log.append(("reset", encode({"attempt": run.attempt, "reason": Code.WORKER_LOST})))
         runner.start()
 
@@ -121,7 +124,7 @@ class Live:
         value = json.loads(run.input)
         return Input(
             value,
-            turns(self._store, run.parent, getattr(chain.source, "turns", None) or TURNS),
+            turns(self._store, run.parent, chain.source.turns),
             run=run.id,
             parent=run.parent,
             thread=_thread(chain, run),
@@ -187,10 +190,9 @@ class Live:
     def forget(self, run: Run) -> None:
         """Have the run's chain remove what it knows of the run's conversation."""
         chain = self._chains.get(run.chain)
-        forget = getattr(chain.source, "forget", None) if chain is not None else None
-        if chain is not None and forget is not None:
+        if chain is not None:
             try:
-                forget(_thread(chain, run))
+                chain.source.forget(_thread(chain, run))
             except Exception as error:  # whatever a checkpointer raises: the runs are gone already
                 logger.error("run %s: its chain's state is not removed: %s", run.id, error)
 
@@ -214,8 +216,9 @@ class Live:
         runners = list(self._runners.values())
         for runner in runners:
             runner.stop(Stop.LOST)
+        until = time.monotonic() + _STOPPING
         for runner in runners:
-            runner.wait(1.0)
+            runner.wait(max(0.0, until - time.monotonic()))
 
     def close(self) -> None:
         """End every run and every thread."""

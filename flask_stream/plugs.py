@@ -87,9 +87,12 @@ def make_source(
 
 
 def checkpointer(url: str, folder: str) -> Any:
-    # LangGraph is an extra, and so is its SQLite: who has it not, and named nothing, has no state.
+    """The saver that a URL names; None for none. Raises ConfigError."""
+    if find_spec("langgraph") is None:  # an extra
+        raise ConfigError("STREAM_CHECKPOINTS", "needs: pip install 'flask-llm-stream[graph]'")
     from .checkpoints import open_checkpoints
 
+    # Its SQLite is one more: who has it not, and named nothing, has no state.
     if url.startswith("sqlite:") and find_spec("langgraph.checkpoint.sqlite") is None:
         logger.warning("graphs keep no state: pip install 'flask-llm-stream[graph]'")
         return None

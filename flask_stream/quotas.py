@@ -147,17 +147,22 @@ class _Starts:
             own = self._limits["start_limit"]
             hits = [*((item, "flask_stream", principal) for item in own), *hits]
         try:
-            for item, *key in hits:
+            for n, (item, *key) in enumerate(hits):
                 if not self._engine.hit(item, *key):
-                    reset = self._engine.get_window_stats(item, *key).reset_time
                     logger.info("too many starts: %s, %s", key[1], item)
-                    wait = max(1, math.ceil(reset - time.time()))
+                    others = [hit for hit in hits[n + 1 :] if not self._engine.test(*hit)]
+                    wait = max(self._wait(*hit) for hit in [hits[n], *others])
                     raise TooMany("You ask too often.", retry_after=wait)
         except TooMany:
             raise
         except Exception as error:  # whatever the storage's client raises
             logger.error("starts cannot be counted: %s", error)
             raise Unavailable("Questions cannot be taken right now.", retry_after=2) from error
+
+    def _wait(self, item: Any, *key: str) -> int:
+        """Seconds until there is room in a limit again."""
+        reset: float = self._engine.get_window_stats(item, *key).reset_time
+        return max(1, math.ceil(reset - time.time()))
 
 
 def _storage(store: str) -> str:

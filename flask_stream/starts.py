@@ -6,20 +6,19 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .cache import Replay, cache_key
+from .cache import Cache
 from .errors import BadRequest, Conflict, NotFound, StoreError, TooMany, Unavailable
 from .events import encode, is_id, new_id
-from .history import check_history, title, turns
+from .history import check_history, title
 from .keeper import Times
 from .live import Chain, Live
 from .rights import anyones, check, may
-from .sources.base import Source, Turn
-from .stores.base import RUNNING, Busy, Full, Run, Store, Terms
+from .stores.base import Busy, Full, Run, Store, Terms
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +78,7 @@ class Starts:
         self._times = times
         self._live = live
         self._cancel = cancel
+        self._cache = Cache(store, lambda run: live.journal.read(run, 0))
 
     def chain(self, name: str) -> Chain:
         """The chain of that name. Raises NotFound."""
@@ -165,6 +165,8 @@ class Starts:
         conversation, parent = self._place(asked.who, asked.conversation, asked.parent)
         if asked.resumes and (parent is None or parent.status != "interrupted"):
             raise Conflict("This run has not asked for an answer.", field="resume")
+        if asked.resumes and not chain.source.durable:
+            raise Conflict("This chain keeps no state to go on from.", field="resume")
         check_history(self._store, chain.source, asked.value, parent)
         asked.admit()
         run = Run(
@@ -199,7 +201,7 @@ class Starts:
             return _same(there, run.chain, run.input, run.principal), False
         logger.info("run %s: started, chain %s", run.id, run.chain)
         try:
-            key, source = self._source(chain, run)
+            key, source = self._cache.source(chain, run)
         except StoreError as error:
             # The run is there: it is answered, if not from what was said before.
             logger.warning("store: %s: run %s asks for itself", error, run.id)
@@ -222,33 +224,6 @@ class Starts:
             if multitask == "replace" and run.parent == busy.id:
                 run = dataclasses.replace(run, parent=busy.parent)
         return run
-
-    def _source(self, chain: Chain, run: Run) -> tuple[str | None, Source]:
-        """What answers this run, and the key under which others find it: an earlier run, maybe."""
-        if not chain.cache or not self._keeps(chain, run):
-            return None, chain.source
-        who = "" if chain.shared else run.principal
-        earlier: Sequence[Turn] = turns(self._store, run.parent)
-        key = cache_key(chain.name, chain.version, who, run.input, earlier)
-        while True:
-            holder = self._store.claim(key, run.id, chain.cache)
-            if holder == run.id:
-                return key, chain.source
-            there = self._store.get(holder)
-            if there is not None and (there.live or there.status == "done"):
-                logger.info("run %s: reads run %s", run.id, holder)
-                return None, Replay(
-                    lambda run: self._live.journal.read(run, 0), there, chain.source
-                )
-            self._store.disclaim(key, holder)
-
-    def _keeps(self, chain: Chain, run: Run) -> bool:
-        """Whether this run's answer is one that may be read again."""
-        if not chain.shared and anyones(run.principal):
-            return False  # nobody knows whether it is the same one who asks again
-        parent = self._store.get(run.parent) if run.parent else None
-        # What it follows is not known before that has ended; an answer to that is for it alone.
-        return parent is None or parent.status not in (RUNNING, "interrupted")
 
     def place(self, who: str, conversation: str | None, parent: str | None) -> None:
         """Raise what `start` would raise for this place."""

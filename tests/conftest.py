@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
 
 from .provider import Provider, Script
 from .server import Server, environment, gunicorn
+
+
+def pytest_configure() -> None:
+    # A shell's background job ignores Ctrl-C, and so would every server that a test starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -200,11 +200,16 @@ def tree(site: Site, id: str, who: Sent) -> list[tuple[str, str | None, str]]:
 def begun(site: Site, question: str, who: Sent = NOBODY, **fields: Any) -> str:
     """A run that has said `half of `, and is silent until the provider is told to release it."""
     run = site.start(question, who, **fields)
+    half(site, run, who)
+    return run
+
+
+def half(site: Site, run: str, who: Sent = NOBODY) -> None:
+    """Read a run until it has said `half of `."""
     with site.follow(run, who) as stream:
         while (event := stream.next_event(20)) is not None and "half of " not in event.data:
             pass
     assert event is not None, site.server.log
-    return run
 
 
 #: What the model says to those: see `begun`.

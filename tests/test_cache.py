@@ -20,7 +20,7 @@ from flask_stream.keeper import Times
 from flask_stream.live import Chain
 from flask_stream.runner import Limits
 from flask_stream.runs import Runs
-from flask_stream.sources.base import Input
+from flask_stream.sources.base import Input, Source
 from flask_stream.starts import Asked
 from flask_stream.stores.base import Run
 from flask_stream.stores.memory import MemoryStore
@@ -361,7 +361,7 @@ def test_who_follows_a_killed_worker_has_a_whole_answer(
 LIMITS = Limits(first=30, silence=30, total=30)
 
 
-class Asks:
+class Asks(Source):
     """A source that asks a person whether to go on, in the first so many of its runs."""
 
     def __init__(self) -> None:
@@ -369,6 +369,10 @@ class Asks:
         self.open = threading.Event()
         self.open.set()
         self.questions = 99
+
+    @property
+    def durable(self) -> bool:
+        return True
 
     def check(self, value: dict[str, Any]) -> None:
         """It takes anything."""

@@ -8,14 +8,16 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from flask import Flask
 
-from flask_stream import Code, create_app
+from flask_stream import Code, FlaskStream, create_app
 from flask_stream.config import Settings, table
+from flask_stream.events import TYPES
 
 from .provider import Provider, Script
 from .server import ROOT, Server, environment
@@ -50,6 +52,19 @@ def test_the_codes_are_all_told_and_no_others() -> None:
     match = re.search(r"ends with one of these codes,[^:]*:(.*?)\. Bad input", README, re.DOTALL)
     assert match, "the list of codes is not where it was"
     assert re.findall(r"`(\w+)`", match[1]) == [code.value for code in Code]
+
+
+def test_the_events_are_all_told_in_their_order() -> None:
+    _, _, rest = README.partition("| event | data | |\n")
+    assert tuple(re.findall(r"^\| `(\w+)` \|", rest.partition("\n\n")[0], re.M)) == TYPES
+
+
+def test_the_options_of_a_chain_are_all_told() -> None:
+    _, _, rest = README.partition("| `stream.add(name, chain, …)` |")
+    named = re.findall(r"^\| (`.*?) \|", rest.partition("\n\n")[0], re.M)
+    told = [name for row in named for name in re.findall(r"(\w+)=", row)]
+    options = signature(FlaskStream.add).parameters.values()
+    assert set(told) == {one.name for one in options if one.kind is one.KEYWORD_ONLY}
 
 
 def test_every_route_is_in_the_table(site: Flask) -> None:

@@ -17,6 +17,7 @@ from flask import Flask
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import MessagesState, StateGraph
+from langgraph.types import interrupt
 from typing_extensions import TypedDict
 
 import flask_stream
@@ -366,3 +367,34 @@ def test_a_graph_is_given_a_part_of_its_state(make: Make) -> None:
     assert client.post("/runs", json={"chain": "it", "input": {"topic": "x"}}).status_code == 201
     refused = client.post("/runs", json={"chain": "it", "input": "x"})
     assert refused.get_json()["detail"] == "This chain takes topic, out: send an object as input."
+
+
+def test_a_graph_that_keeps_no_state_cannot_be_answered(make: Make) -> None:
+    class State(TypedDict):
+        question: str
+
+    graph = StateGraph(State)
+    graph.add_node("ask", lambda state: {"question": str(interrupt("Sure?"))})
+    graph.add_edge("__start__", "ask")
+    stream = FlaskStream(checkpoints="")
+    stream.add("it", graph.compile())
+    client = make(stream).test_client()
+    run = client.post("/runs", json={"chain": "it", "input": {"question": "x"}}).get_json()["run"]
+    assert '"interrupted"' in client.get(f"/runs/{run}/events").text
+    answer = {"chain": "it", "parent": run, "resume": "yes"}
+    refused = client.post("/runs", json=answer)
+    assert (refused.status_code, refused.get_json()["field"]) == (409, "resume")
+    assert "keeps no state" in refused.get_json()["detail"]
+
+
+@pytest.mark.parametrize("url", ["mysql://host/db", "redis://host:port", "sqlite:/"])
+def test_a_url_of_no_checkpointer_is_told_at_start(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        FlaskStream(Flask(__name__), store="memory://", checkpoints=url)
+    assert caught.value.setting == "STREAM_CHECKPOINTS"
+
+
+def test_checkpoints_without_langgraph_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flask_stream.plugs.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"flask-llm-stream\[graph\]"):
+        FlaskStream(Flask(__name__), store="memory://", checkpoints="memory://")

@@ -20,7 +20,7 @@ from flask_stream.keeper import Times
 from flask_stream.live import Chain
 from flask_stream.runner import Limits
 from flask_stream.runs import Runs
-from flask_stream.sources.base import Input, Turn
+from flask_stream.sources.base import Input, Source, Turn
 from flask_stream.starts import Asked
 from flask_stream.stores.base import ANY, Batch, Busy, Run, Terms
 from flask_stream.stores.memory import MemoryStore
@@ -38,6 +38,7 @@ from .talks import (
     conversation_of,
     described,
     finish,
+    half,
     person,
     read,
     serving,
@@ -252,6 +253,7 @@ def test_of_many_interruptions_at_once_one_is_left(pair: Pair, who: Sent) -> Non
     runs = [run, *(answer.json()["run"] for answer in answers)]
     live = [id for id in runs if described(pair.one, id, who)["status"] == "running"]
     assert len(live) == 1
+    half(pair.one, live[0], who)
     pair.provider.release()
     ends = [read(pair.two, id, who).status for id in runs]
     assert sorted(ends) == ["cancelled"] * 4 + ["done"]
@@ -369,7 +371,7 @@ def test_a_queued_question_outlives_the_worker_of_the_live_one(
 LIMITS = Limits(first=30, silence=30, total=30)
 
 
-class Halves:
+class Halves(Source):
     """A source that says half of its answer, and waits before the rest of it."""
 
     def __init__(self) -> None:

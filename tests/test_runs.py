@@ -17,7 +17,7 @@ from flask_stream.live import Chain
 from flask_stream.log import Log
 from flask_stream.runner import Limits
 from flask_stream.runs import Runs
-from flask_stream.sources.base import Input
+from flask_stream.sources.base import Input, Source
 from flask_stream.sources.function import FunctionSource
 from flask_stream.starts import Asked
 from flask_stream.stores.base import ANY, Batch, Run, Terms
@@ -360,7 +360,7 @@ def test_a_worker_that_goes_ends_what_it_cannot_finish(make: Make, gate: threadi
 def test_a_chain_may_outrun_the_store_only_so_far(store: MoodyStore) -> None:
     said = 0
 
-    class Fast:
+    class Fast(Source):
         def check(self, value: dict[str, Any]) -> None:
             assert value == QUESTION
 

@@ -1342,6 +1342,21 @@ def test_it_pings_and_lets_go_of_who_does_not_answer(quiet: Server) -> None:
         people.refused(absent.get(), 400, "sid")
 
 
+def test_who_answers_pings_and_never_connects_is_let_go(quiet: Server) -> None:
+    with Wire(quiet.url) as never, Wire(quiet.url) as no_more, Wire(quiet.url) as there:
+        no_more.connect()
+        there.connect()
+        no_more.put("41")  # it has left the namespace
+        began = time.monotonic()
+        with ThreadPoolExecutor(2) as pool:
+            ends = [pool.submit(one.end) for one in (never, no_more)]
+            with pytest.raises(TimeoutError):
+                there.hear(1.6 * WRITE)
+            assert [end.result() for end in ends] == [1000, 1000]
+        assert WRITE - 0.2 <= time.monotonic() - began < 2 * WRITE + HEARTBEAT + 1
+        wait_for(lambda: left(quiet)["clients"] == 1)
+
+
 def test_who_never_reads_is_let_go_and_resumes(quiet: Server) -> None:
     with Wire(quiet.url, receive_buffer=4096) as slow:
         slow.connect()

@@ -6,9 +6,10 @@ first event of a log (`start`) and the last (`end`) belong to the run.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from ..events import Said
 
@@ -45,14 +46,35 @@ class Input:
         return str(self.value["question"])
 
 
-class Source(Protocol):
+class Source(ABC):
     """One chain, ready to be asked."""
 
+    #: Earlier turns that a question brings along at most; what the model can take is the chain's.
+    turns: int = 50
+
+    @property
+    def durable(self) -> bool:
+        """Whether what a run has done is kept, step by step.
+
+        If so, one that was broken off goes on where it was, and one that has asked can be answered.
+        """
+        return False
+
+    @abstractmethod
     def check(self, value: dict[str, Any]) -> None:
         """Raise BadRequest, which names the field, for an input that the chain does not take."""
 
+    def check_history(  # noqa: B027 - most do not mind
+        self, value: dict[str, Any], earlier: Callable[[], Sequence[Turn]]
+    ) -> None:
+        """Raise BadRequest for an input that cannot come after these turns."""
+
+    @abstractmethod
     def stream(self, input: Input) -> Generator[Said, None, None]:
         """Ask the chain and yield what it says, as it says it.
 
         Closing the generator closes the chain's. Raises whatever the chain raises, or `Fault`.
         """
+
+    def forget(self, thread: str) -> None:  # noqa: B027 - most keep nothing
+        """Remove what is kept of a conversation. Raises whatever keeps it raises."""

@@ -21,7 +21,7 @@ from langchain_core.messages import BaseMessage
 from ..errors import BadRequest
 from ..events import Said, encode
 from ..messages import Messages, plain
-from .base import Input, Turn
+from .base import Input, Source, Turn
 
 _STATUSES = {"step": ("start", "done", "failed"), "tool_result": ("success", "error")}
 _KINDS = ("text", "reasoning")
@@ -40,14 +40,13 @@ _FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
-class FunctionSource:
+class FunctionSource(Source):
     """Asks a function that yields, or returns a whole text."""
 
     def __init__(self, function: Callable[..., Iterable[Any]]) -> None:
         self._function = function
         self._whole = _takes_input(function)
-        #: How many earlier turns it wants to be told; None for the usual.
-        self.turns: int | None = getattr(function, "turns", None)
+        self.turns = getattr(function, "turns", self.turns)
 
     def check(self, value: dict[str, Any]) -> None:
         # A function that takes it all knows best what it can take, and may say so.
@@ -58,7 +57,6 @@ class FunctionSource:
             raise BadRequest("This chain takes a question.", field="input")
 
     def check_history(self, value: dict[str, Any], earlier: Callable[[], Sequence[Turn]]) -> None:
-        """Raise BadRequest for an input that cannot come after these turns."""
         own = getattr(self._function, "check_history", None)
         if own is not None:
             own(value, earlier)

@@ -17,7 +17,7 @@ from ..errors import Code, Fault
 from ..events import Said
 from ..inputs import Fitting, fitting, history
 from ..messages import Messages
-from .base import Input
+from .base import Input, Source
 
 __all__ = ["LangChainSource", "Streams", "fitting", "history"]
 
@@ -28,7 +28,7 @@ class Streams(Protocol):
     def stream(self, input: Any, config: RunnableConfig | None = None) -> Iterator[Any]: ...
 
 
-class LangChainSource:
+class LangChainSource(Source):
     """Asks a runnable. `prepare` turns a run's input into the runnable's own."""
 
     def __init__(self, chain: Streams, prepare: Callable[[Input], Any] | None = None) -> None:

@@ -33,7 +33,7 @@ from ..calls import Calls
 from ..errors import Code, Fault
 from ..events import Said, new_id
 from ..inputs import Fitting
-from .base import NOTHING, Input
+from .base import NOTHING, Input, Source
 from .langgraph_events import Events, Shown
 from .langgraph_saver import shielded
 from .langgraph_threads import RUN, How, Place, find, note, take_back
@@ -46,7 +46,7 @@ Offered = BaseCheckpointSaver[Any] | Callable[[], BaseCheckpointSaver[Any] | Non
 _MODES: list[StreamMode] = ["messages", "updates", "custom", "tasks"]
 
 
-class LangGraphSource:
+class LangGraphSource(Source):
     """Asks a compiled graph.
 
     `prepare` turns a run's input into the graph's own. `state` is what may be seen of the graph's
@@ -83,7 +83,6 @@ class LangGraphSource:
         return self._compiled.copy(update={"checkpointer": self._saver})
 
     def forget(self, thread: str) -> None:
-        """Remove what the graph knows of a conversation."""
         if self._saver is not None:
             with tasks.shield():
                 self._saver.delete_thread(thread)
@@ -93,7 +92,6 @@ class LangGraphSource:
 
     @property
     def durable(self) -> bool:
-        """Whether a run that was broken off can be tried again without repeating what it did."""
         return self._saver is not None
 
     def stream(self, input: Input) -> Generator[Said, None, None]:

@@ -200,13 +200,13 @@ class SocketIOs:
         client = self._clients.get(session)
         if client is None:
             raise Refused("Connect again.")
-        client.sid = sid
         try:
             if auth:
                 self._introduce(client, environ, auth)
             else:
                 client.begin()
             client.talk.desk.check()
+            client.is_called(sid)
         except RequestError as error:
             told = {"status": error.status, "field": error.field}
             raise Refused(error.detail, told) from None
@@ -228,6 +228,7 @@ class SocketIOs:
     def _part(self, sid: str) -> None:
         client = self._clients.get(self._session(sid))
         if client is not None:
+            client.is_called(None)
             client.talk.leave()
 
     def _handler(self, what: Callable[[Client, Any], dict[str, Any]]) -> Callable[..., Any]:
@@ -254,7 +255,7 @@ class SocketIOs:
             self._server.emit("stream_error", {"id": None} | told, to=sid, ignore_queue=True)
             return None
         client = self._enter(session, let_in)
-        client.sid = sid
+        client.is_called(sid)
         if session not in self._engine.sockets:
             self._leave(session)
         return client
@@ -273,7 +274,9 @@ class SocketIOs:
     def _look_after(self) -> None:
         now = time.monotonic()
         for client in list(self._clients.values()):
-            if now >= client.check:
+            if client.sid is None and now - client.since > self._bounds.patience:
+                client.go()  # it holds a connection, and does nothing with it
+            elif now >= client.check:
                 with suppress(KeyError):  # it has just gone
                     client.allowed()
         if self._draining():

@@ -47,8 +47,9 @@ class Client:
         self._join = join
         self._engine = server.eio
         self._session = session
-        #: What Socket.IO calls it, once it is connected.
+        #: What Socket.IO calls it, while it is connected; and since when it is so, or is not.
         self.sid: str | None = None
+        self.since = time.monotonic()
         self._poll: str | None = None
         self._post: str | None = None
         self._polls = False
@@ -61,6 +62,10 @@ class Client:
         self.check = permit.due()
         self._desk = desk
         self.begin()
+
+    def is_called(self, sid: str | None) -> None:
+        """It has connected by that name, or with None is connected no longer."""
+        self.sid, self.since = sid, time.monotonic()
 
     def begin(self) -> None:
         """It is connected: nothing is under way yet."""
