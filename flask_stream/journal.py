@@ -30,6 +30,9 @@ from .tail import PAGE, REMOVED, Reader, Tail
 
 logger = logging.getLogger(__name__)
 
+#: Times that a store which is there refuses a batch before its run is left to others.
+TRIES = 20
+
 
 class Journal:
     """Stores what runs say, then shows it. One per process and store.
@@ -91,10 +94,14 @@ class Journal:
         if not self._signal.is_set():
             self._signal.set()
 
+    def unwritten(self) -> list[Log]:
+        """Those whose words could not be stored, as long as there is hope that they can be."""
+        return [log for log in list(self._unwritten) if log.tries < TRIES]
+
     def retry(self) -> None:
         """Try again to store what could not be stored, now and then, until it is settled."""
-        for _ in range(len(self._unwritten)):
-            self.commit(self._unwritten.popitem()[0])
+        for log in list(self._unwritten):
+            self.commit(log)
 
     def _commit_loop(self) -> None:
         while not self._closed:
@@ -122,6 +129,7 @@ class Journal:
                 if time.monotonic() > deadline or self._closed:
                     logger.error("store: %s: giving up on %d runs", error, len(pairs))
                     for writer, _ in pairs:
+                        writer.tries += 1
                         self._unwritten[writer] = None
                         _tell(writer, writer.fail)
                     return
@@ -129,6 +137,7 @@ class Journal:
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
         for (writer, batch), stored in zip(pairs, answers, strict=True):
+            self._unwritten.pop(writer, None)
             if stored:
                 _tell(writer, partial(writer.stored, batch))
             else:

@@ -94,16 +94,20 @@ class Keeper:
                 runner.stop(Stop.TIMEOUT)
 
     def _tend(self) -> None:
-        try:
-            self._renew()
-            if not self._leaving():
-                self._adopt()
-            self._store.purge(self._times.keep, SWEEP)
-            self._journal.retry()
-        except StoreError as error:
-            logger.warning("store: %s: leases are not renewed", error)
+        # In this order: what could not be stored is still ours when the store is there again.
+        for what in (self._renew, self._journal.retry, self._adopt, self._purge):
+            try:
+                what()
+            except StoreError as error:
+                logger.warning("store: %s: %s has to wait", error, what.__name__.strip("_"))
+                return
+
+    def _purge(self) -> None:
+        self._store.purge(self._times.keep, SWEEP)
 
     def _adopt(self) -> None:
+        if self._leaving():
+            return
         owner = new_id()
         lost = self._store.adopt(owner, self._times.hold, SWEEP)
         for run in lost:
@@ -112,12 +116,14 @@ class Keeper:
             self._bury(lost, owner)
 
     def _renew(self) -> None:
-        runners = dict(self._live)
-        if not runners:
+        owners = {log.run: log.owner for log in self._journal.unwritten()}
+        owners |= {id: runner.log.owner for id, runner in dict(self._live).items()}
+        if not owners:
             return
-        owners = {id: runner.log.owner for id, runner in runners.items()}
         for id, held in self._store.renew(owners, self._times.hold).items():
-            runner = runners[id]
+            runner = self._live.get(id)
+            if runner is None:  # it has ended
+                continue
             if held is Held.CANCEL:
                 runner.stop(Stop.CANCELLED)
             elif held is Held.LOST and not runner.log.closed:

@@ -41,6 +41,7 @@ class Log:
         "run",
         "settled",
         "tail",
+        "tries",
         "trouble",
     )
 
@@ -57,6 +58,8 @@ class Log:
         self.tail = tail
         self.committed = run.seq
         self.trouble: Trouble | None = None
+        #: How often it was given up that its words are stored.
+        self.tries = 0
         #: Set when the `end` is stored, or has been shown because it cannot be.
         self.settled = threading.Event()
         self._commit = commit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from flask_stream.runs import Runs
 from flask_stream.sources.base import Input, Source
 from flask_stream.sources.function import FunctionSource
 from flask_stream.starts import Asked
-from flask_stream.stores.base import ANY, Batch, Run, Terms
+from flask_stream.stores.base import ANY, Batch, Held, Run, Terms
 from flask_stream.stores.memory import MemoryStore
 
 GENEROUS = Limits(first=30, silence=30, total=30)
@@ -33,6 +33,7 @@ class MoodyStore(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.away = False
+        self.gone = False  # for leases, too
         self.forgetful = 0
 
     def append(self, batches: Sequence[Batch]) -> list[bool]:
@@ -53,6 +54,16 @@ class MoodyStore(MemoryStore):
         if self.away:
             raise StoreError("away")
         return super().create(run, owner, lease, terms)
+
+    def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, Held]:
+        if self.gone:
+            raise StoreError("away")
+        return super().renew(leases, lease)
+
+    def adopt(self, owner: str, lease: float, limit: int) -> list[Run]:
+        if self.gone:
+            raise StoreError("away")
+        return super().adopt(owner, lease, limit)
 
 
 Make = Callable[..., Runs]
@@ -76,9 +87,13 @@ def make(store: MoodyStore) -> Iterator[Make]:
     made: list[Runs] = []
 
     def make(
-        function: Any, limits: Limits = GENEROUS, lease: float = 30, keep: float = 3600
+        function: Any,
+        limits: Limits = GENEROUS,
+        lease: float = 30,
+        keep: float = 3600,
+        attempts: int = 1,
     ) -> Runs:
-        chains = {"chain": Chain("chain", FunctionSource(function))}
+        chains = {"chain": Chain("chain", FunctionSource(function), attempts=attempts)}
         runs = Runs(store, chains, Times(limits, lease, keep))
         made.append(runs)
         return runs
@@ -243,7 +258,7 @@ def test_nothing_is_shown_that_is_not_stored(
     while runs.get(run.id).live and time.monotonic() < until:
         time.sleep(0.05)
     events = read(runs, run.id)
-    assert end_of(events)["status"] == "failed"
+    assert end_of(events)["error"]["code"] == "store_error"
     assert events[: len(seen)] == seen
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
 
@@ -265,6 +280,32 @@ def test_an_end_that_cannot_be_stored_is_no_end(make: Make, store: MoodyStore) -
         time.sleep(0.05)
     # It had ended, and well: whoever comes later is told so.
     assert end_of(read(runs, run.id))["status"] == "done"
+
+
+def test_a_run_that_the_store_was_away_for_is_not_taken_for_a_dead_workers(
+    make: Make, store: MoodyStore, gate: threading.Event
+) -> None:
+    asked: list[str] = []
+
+    def chain(question: str) -> Iterator[str]:
+        asked.append(question)
+        yield "a"
+        gate.wait()
+        yield "b"
+
+    runs = make(chain, lease=1, attempts=3)
+    run, _ = runs.starts.start(Asked("chain", QUESTION))
+    wait_for(lambda: len(store.read(run.id, 0, 9)) > 2)
+    store.away = store.gone = True
+    gate.set()
+    time.sleep(2)  # by now, nobody holds it any more
+    store.away = store.gone = False
+    until = time.monotonic() + 20
+    while runs.get(run.id).live and time.monotonic() < until:
+        time.sleep(0.05)
+    events = read(runs, run.id)
+    assert (text(events), end_of(events)["status"]) == ("ab", "done")
+    assert asked == ["?"]
 
 
 def test_one_of_many_starts_asks_the_chain(make: Make) -> None:
