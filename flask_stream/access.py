@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from flask import Flask, Request, Response
 
 from .config import LONGEST, Settings
-from .errors import BadRequest, Forbidden, NotFound, StoreError, Unauthorized, Unavailable
+from .errors import BadRequest, Forbidden, NotFound, Unauthorized, Unavailable, stored
 from .identity import Auth, Identity, bearer, make_auth, site
 from .keys import Keys
 from .origins import Origins
@@ -24,6 +24,9 @@ from .stores.base import Store
 from .tickets import Opened, Tickets
 
 logger = logging.getLogger(__name__)
+
+#: Seconds that one waits for another who revokes the same.
+_TURN = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +115,21 @@ class Access:
         return None if visitor.principal == before.principal else "The sign-in has ended."
 
     def revoke(self, principal: str) -> None:
-        """Let what a principal has been known by until now count no longer. Raises StoreError."""
+        """Let what a principal has been known by until now count no longer.
+
+        Raises StoreError, and TimeoutError where others are doing it for too long.
+        """
         key = f"revoked:{principal}"
-        before = self._store.count(key, 0, 1)
-        self._store.count(key, int(time.time()) - before, LONGEST)
+        with self._store.alone(key, _TURN):  # two at once would add the time twice
+            before = self._store.count(key, 0, 1)
+            self._store.count(key, int(time.time()) - before, LONGEST)
 
     def _check_revoked(self, principal: str, issued: float | None) -> None:
         # A site's users have what they have by the site's leave.
         site, slash, _ = principal.partition("/")
         names = [principal, site] if slash and principal.startswith("site:") else [principal]
-        try:
+        with stored("nobody can be told from anybody"):
             revoked = max(self._store.count(f"revoked:{name}", 0, 1) for name in names)
-        except StoreError as error:
-            logger.error("store: %s: nobody can be told from anybody", error)
-            raise Unavailable("Answers cannot be read right now.", retry_after=2) from error
         # Times in cookies and tokens are whole seconds: of the same second, the older is assumed.
         if revoked and (issued is None or int(issued) <= revoked):
             raise Unauthorized("The sign-in has ended.")
@@ -166,15 +170,16 @@ class Access:
             self.origins.check_script(request)
         if not visitor.carried:
             self.origins.check_page(request, public=public)
-        self._check_known(visitor, public)
+        self.check_known(visitor, public=public)
 
     def check_handshake(self, request: Request, visitor: Visitor, *, public: bool) -> None:
         """Raise Forbidden, or Unauthorized, where this WebSocket may not start runs."""
         if not visitor.carried:
             self.origins.check_handshake(request, public=public)
-        self._check_known(visitor, public)
+        self.check_known(visitor, public=public)
 
-    def _check_known(self, visitor: Visitor, public: bool) -> None:
+    def check_known(self, visitor: Visitor, *, public: bool) -> None:
+        """Raise Unauthorized for who is nobody, where nobody may ask."""
         if not visitor.known and not public and not self._auth.open:
             raise Unauthorized("Sign in to ask here.")
 

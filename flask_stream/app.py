@@ -14,17 +14,20 @@ from werkzeug.exceptions import HTTPException
 from .chains.agent import agent
 from .chains.chat import chat
 from .chains.chosen import ChosenModel
-from .chains.models import tools_refusal
+from .chains.models import chosen, tools_refusal
 from .chains.summary import Summary
 from .config import Settings
 from .extension import FlaskStream, Service
 from .headers import headers
+from .inputs import history
 from .logs import set_up
 from .origins import vary
 from .problems import http_problem
-from .sources.langchain import history
 
 logger = logging.getLogger(__name__)
+
+#: Tokens of earlier turns for the embedded model, which has room for few.
+LOCAL_HISTORY = 1024
 
 
 def create_app(**settings: Any) -> Flask:
@@ -54,10 +57,12 @@ def create_app(**settings: Any) -> Flask:
     app.after_request(headers(service.settings.frame_ancestors))
     own = service.settings
     model = ChosenModel(settings=own)  # a wrong name is told now, not when somebody asks
+    small = chosen(own)[0] == "local"
     stream.add(
         "chat",
         chat(model, own),
         input=lambda input: {"question": input.question, "history": history(input)},
+        history_tokens=LOCAL_HISTORY if small and own.history_tokens is None else None,
     )
     # Pieces of a document that are sent without waiting are read one after the other.
     stream.add("summary", Summary(own), multitask="queue")

@@ -11,7 +11,8 @@ from flask import Blueprint, Response, jsonify, make_response, render_template, 
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
-from .access import Access
+from .access import Access, Visitor
+from .bodies import form
 from .commands import make_key
 from .conversations import USUAL
 from .documents import text_of
@@ -25,17 +26,18 @@ from .requests import (
     MakeTicket,
     Rename,
     Start,
-    asked,
     cursor,
     fields,
-    form,
     number,
     refuse_head,
 )
 from .serving import (
+    answer_of,
+    check_known,
     check_start,
     described,
     dialect_of,
+    input_of,
     listed,
     owner,
     permit_for,
@@ -107,27 +109,30 @@ def _check_change() -> None:
 def start() -> ResponseReturnValue:
     """`POST /runs`: start a run, or find the one of that id."""
     visitor = visitor_of()
-    settings = service().settings
-    if request.mimetype == "multipart/form-data":
-        values, (name, data) = form(settings.max_upload, settings.body_timeout)
-        check_start(visitor, values.get("chain", ""))
-        # On a thread of its own: a page that is made to be slow would hold up everybody.
-        text = reader.call(text_of, name, data, settings.max_document, settings.max_pages)
-        body = fields(Start, values | {"input": {"document": text}})
-    else:
-        body = fields(Start, sent())
+    check_known(visitor)
+    uploads = request.mimetype == "multipart/form-data"
+    body = fields(Start, _uploaded(visitor) if uploads else sent())
+    check_start(visitor, body.chain)
     if (body.input is None) == ("resume" not in body.model_fields_set):
         raise BadRequest("Send input, or resume for an answer that was asked for.", field="input")
-    if body.input is None:
-        value = {"resume": body.resume}
-    else:
-        value = asked(body.input, settings.max_question)
-    check_start(visitor, body.chain)
-    run, new = start_for(visitor, _asked(body, body.chain, value))
+    value = answer_of(body.resume) if body.input is None else input_of(body.chain, body.input)
+    run, new = start_for(visitor, _asked(body, body.chain, value), counted=uploads)
     response = jsonify(described(run))
     response.status_code = 201 if new else 200
     response.headers["Location"] = url_for(".status", run=run.id)
     return welcomed(visitor, response)
+
+
+def _uploaded(visitor: Visitor) -> dict[str, Any]:
+    """The fields of a form, with the text of its file as the input. It counts as a start."""
+    settings, quotas = service().settings, service().access.quotas
+    with quotas.upload(visitor.address):
+        values, (name, data) = form(settings.max_upload, settings.body_timeout)
+        check_start(visitor, values.get("chain", ""))
+        quotas.start(visitor.principal, visitor.address)
+        # On a thread of its own: a page that is made to be slow would hold up everybody.
+        text = reader.call(text_of, name, data, settings.max_document, settings.max_pages)
+    return values | {"input": {"document": text}}
 
 
 def status(run: str) -> ResponseReturnValue:
@@ -161,10 +166,10 @@ def ask(chain: str) -> ResponseReturnValue:
         visitor.check_run(place.run)
         return stream(visitor, place, request.args.get("format"), permit_for(visitor))
     known = {name: v for name, v in request.args.items() if name in Ask.model_fields}
+    check_start(visitor, chain)
     body = fields(Ask, known | sent() if request.method == "POST" else known)
     dialect = dialect_of(body.format)
-    value = asked(body.question, service().settings.max_question, field="question")
-    check_start(visitor, chain)
+    value = input_of(chain, body.question, "question")
     # Before the model is asked: an answer that nobody may read is paid for, too.
     permit = permit_for(visitor)
     try:

@@ -33,7 +33,8 @@ _WAIT = 1.0
 
 def cache_key(chain: str, version: str, who: str, input: str, history: Sequence[Turn]) -> str:
     """The same for the same question, to the same chain, after the same history, of the same."""
-    whole = json.dumps([chain, version, who, input, [list(turn) for turn in history]])
+    asked = json.loads(input)  # the same, in whatever order it was sent
+    whole = json.dumps([chain, version, who, asked, [list(t) for t in history]], sort_keys=True)
     return f"answer:{sha256(whole.encode()).hexdigest()}"
 
 
@@ -52,7 +53,8 @@ class Cache:
         if not chain.cache or not self._keeps(chain, run):
             return None, chain.source
         who = "" if chain.shared else run.principal
-        key = cache_key(chain.name, chain.version, who, run.input, turns(self._store, run.parent))
+        earlier = turns(self._store, run.parent, chain.source.turns)
+        key = cache_key(chain.name, chain.version, who, run.input, earlier)
         while True:
             holder = self._store.claim(key, run.id, chain.cache)
             if holder == run.id:

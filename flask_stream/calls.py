@@ -5,47 +5,80 @@ model, and where a branch runs in another greenlet. There it is also the one who
 run has been stopped.
 
 Each call is told as a `usage` event. An answer that the model cut off at its token limit is told
-as well, once per call: `custom`, `{"name": "cut", "value": "max_tokens"}`.
+as well, once per call: `custom`, `{"name": "cut", "value": "max_tokens"}`. What a chain dispatches
+(`dispatch_custom_event`) is `custom`, too.
+
+All of it goes out when it is told, while the chain is still at work and yields nothing: by the way
+on which the chain streams, where that has a place for it, else straight to whoever asked.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.outputs import ChatGeneration, LLMResult
 
 from . import tasks
+from .endings import cut, ended
 from .errors import Code, Fault
 from .events import Said, encode
 from .faults import code_of
 from .messages import plain
 
-#: How an answer says that it is over: in chat completions, and in OpenAI's responses.
-_ENDINGS = {"finish_reason", "status"}
-#: Where providers say why an answer is over, and what they call a limit of tokens.
-_REASONS = ("finish_reason", "stop_reason", "done_reason")
-_LIMITS = {"length", "max_tokens", "max_output_tokens", "model_length"}
+
+class Posted:
+    """Stands for something that was told, among what a chain streams."""
 
 
 class Calls(BaseCallbackHandler):
     """Listens to one run. Made in the run's own task.
 
+    `post` puts an object among what the chain streams, in the place where the caller is, or raises
+    RuntimeError or LookupError where there is none: whoever reads the stream learns from `posted`
+    what it stands for. `told` is what could be told to nobody yet.
+
     `broken` tells that an answer stopped without saying that it was over, which raises nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, post: Callable[[Posted], None] | None = None) -> None:
         self.told: deque[Said] = deque()
         self.broken = False
+        self._post = post
+        self._posted: dict[Posted, Said] = {}
         self._failures: list[BaseException] = []
         self._scope = tasks.scope()
 
+    def _tell(self, said: Said) -> None:
+        if self._post is not None:
+            place = Posted()
+            self._posted[place] = said
+            try:
+                return self._post(place)
+            except (RuntimeError, LookupError):
+                self._posted.pop(place, None)
+        if self._scope.tell is not None:
+            return self._scope.tell(said)
+        return self.told.append(said)
+
+    def posted(self, place: Posted) -> Iterator[Said]:
+        """What was told there."""
+        said = self._posted.pop(place, None)
+        if said is not None:
+            yield said
+
     def take(self) -> Iterator[Said]:
-        """What has been told since the last time."""
+        """What could be told to nobody since the last time."""
         while self.told:
             yield self.told.popleft()
+
+    def rest(self) -> Iterator[Said]:
+        """The chain streams no more: what was posted and has not come through, and the others."""
+        for place in list(self._posted):
+            yield from self.posted(place)
+        yield from self.take()
 
     def failed_with(self, error: Exception) -> bool:
         """Whether an exception that says nothing of a model, such as a JSON error, is one's own."""
@@ -53,7 +86,7 @@ class Calls(BaseCallbackHandler):
 
     def end(self) -> Iterator[Said]:
         """The chain is through: what is left to tell. Raises Fault where an answer is broken."""
-        yield from self.take()
+        yield from self.rest()
         if self.broken:
             raise Fault(Code.MODEL_ERROR)
 
@@ -78,7 +111,8 @@ class Calls(BaseCallbackHandler):
         self._scope.check()
 
     def on_custom_event(self, name: str, data: Any, **_: Any) -> None:
-        self.told.append(custom(name, data))
+        self._scope.check()
+        self._tell(custom(name, data))
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
         self._failures.append(error)
@@ -90,8 +124,7 @@ class Calls(BaseCallbackHandler):
 
     def _answered(self, message: Any) -> None:
         about = message.response_metadata
-        # Only of OpenAI's protocol is it known that a whole answer tells why it ended.
-        if about.get("model_provider") == "openai" and not about.keys() & _ENDINGS:
+        if not ended(about):
             self.broken = True
         usage = getattr(message, "usage_metadata", None)
         if usage:
@@ -101,19 +134,11 @@ class Calls(BaseCallbackHandler):
                 "output_tokens": usage["output_tokens"],
                 "total_tokens": usage["total_tokens"],
             }
-            self.told.append(("usage", encode(cost)))
-        if _cut(about):
-            self.told.append(custom("cut", "max_tokens"))
+            self._tell(("usage", encode(cost)))
+        if cut(about):
+            self._tell(custom("cut", "max_tokens"))
 
 
 def custom(name: str, value: Any) -> Said:
     """A `custom` event; of a value that JSON cannot say, what it can."""
     return "custom", encode({"name": name, "value": plain(value)})
-
-
-def _cut(about: dict[str, Any]) -> bool:
-    reasons = [about.get(name) for name in _REASONS]
-    details = about.get("incomplete_details")
-    if isinstance(details, dict):
-        reasons.append(details.get("reason"))
-    return any(isinstance(reason, str) and reason.lower() in _LIMITS for reason in reasons)

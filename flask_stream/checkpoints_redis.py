@@ -2,65 +2,40 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, ParamSpec, TypeVar
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from .checkpoints_lazy import Opened
 from .checkpoints_redis_saver import RedisSaver
-from .errors import ConfigError, StoreError
+from .errors import ConfigError
 
 try:
     from redis import BlockingConnectionPool, Redis
-    from redis.backoff import NoBackoff
-    from redis.exceptions import ConnectionError, RedisError
-    from redis.retry import Retry
 except ImportError as missing:
     raise ConfigError(
         "STREAM_CHECKPOINTS",
         "is in Redis, and its client is not installed: pip install 'flask-llm-stream[redis]'",
     ) from missing
 
+from . import redis_pool
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Connections that a process has at most. Who needs more has to wait.
-CONNECTIONS = 16
-#: Seconds that the server may take to answer.
-TIMEOUT = 5.0
+SETTING = "STREAM_CHECKPOINTS"
 
 
 def connection_pool(url: str) -> BlockingConnectionPool:
-    """Connections to the server of that URL, none of them made yet.
+    """Connections to the server of that URL, which was asked whether it would keep checkpoints.
 
-    Raises ConfigError, without the URL: what of a password was taken for a port would be seen.
+    None is left open. Raises ConfigError for a URL that is none, and for a server that is not
+    there or that would not.
     """
-    try:
-        parts = urlsplit(url)
-        if parts.scheme != "unix" and re.fullmatch(r"(/\d*)?", parts.path) is None:
-            raise ValueError("the database is not a number")
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=CONNECTIONS,
-            timeout=TIMEOUT,
-            socket_timeout=TIMEOUT,
-            socket_connect_timeout=TIMEOUT,
-            health_check_interval=15,
-            protocol=2,
-            # Once, for a connection that was closed meanwhile. All calls may be made again.
-            retry=Retry(NoBackoff(), 1, (ConnectionError,)),
-        )
-        # Made and thrown away: this is when an option that there is not is found.
-        pool.connection_class(**pool.connection_kwargs)
-    except (ValueError, TypeError, RedisError):
-        raise ConfigError(
-            "STREAM_CHECKPOINTS",
-            "is no URL of Redis, as in redis://user:password@host:6379/0: percent-encode the "
-            "password, and check the port and the options",
-        ) from None
+    pool = redis_pool.connection_pool(url, redis_pool.TIMEOUT, SETTING)
+    server: Any = Redis(connection_pool=pool)
+    redis_pool.check(server, redis_pool.without_secrets(url), SETTING)
     return pool
 
 
@@ -68,14 +43,14 @@ class RedisServer(Opened):
     """Connections to a Redis >= 6.2 or a Valkey."""
 
     def __init__(self, url: str, serde: SerializerProtocol) -> None:
-        self._pool = connection_pool(url)
+        # What was right at start is not asked again: a server that is away is waited for.
+        self._pool = redis_pool.connection_pool(url, redis_pool.TIMEOUT, SETTING)
+        self._shown = redis_pool.without_secrets(url)
         self.saver = RedisSaver(Redis(connection_pool=self._pool), serde=serde)
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
+        with redis_pool.store_errors(self._pool, self._shown):
             return function(*args, **kwargs)
-        except (RedisError, OSError) as error:
-            raise StoreError(f"Redis: {str(error) or type(error).__name__}"[:300]) from error
 
     def close(self) -> None:
         self._pool.disconnect()

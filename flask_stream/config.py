@@ -76,8 +76,11 @@ class Settings:
         least=0,
     )
     max_tokens: int | None = _setting(1024, "Tokens that the model may answer with.", least=1)
-    history_tokens: int = _setting(
-        1024, "Tokens of earlier turns, about, that `chat` brings along.", least=0
+    history_tokens: int | None = _setting(
+        None,
+        "Tokens of earlier turns, about, that a question brings along. Not set: 1024 for the "
+        "embedded model's `chat`, else 8000.",
+        least=0,
     )
     model_retries: int = _setting(
         2, "Times that a call of the model is tried again before its first token.", least=0
@@ -103,7 +106,9 @@ class Settings:
         "`sqlite:///file`, `postgres://…`, `redis://…`, `memory://`, or nothing for nowhere.",
         secret=True,
     )
-    max_question: int = _setting(8000, "Characters that a question may have.", least=1)
+    max_question: int = _setting(
+        8000, "Characters that a question may have, or all texts of an input together.", least=1
+    )
     max_body: int = _setting(1_048_576, "Bytes that a request's body may have.", least=1)
     max_upload: int = _setting(
         20_000_000, "Bytes that a request with a document may have.", least=1
@@ -130,7 +135,9 @@ class Settings:
     jwt_key: str | None = _setting(None, "The secret, or the public key as PEM.", secret=True)
     jwt_jwks: str | None = _setting(None, "Or the URL where public keys are published.")
     recheck: float = _setting(
-        15, "After which an open stream's reader is looked at again: is that one still signed in?"
+        15,
+        "After which an open stream's reader is looked at again: is that one still signed in?",
+        least=0.1,
     )
     api_keys: str = _setting(
         "",
@@ -151,7 +158,7 @@ class Settings:
     daily_tokens: int = _setting(0, "Tokens per principal and day (UTC); 0 for any.", least=0)
     max_runs: int = _setting(10, "Live runs per principal; 0 for any.", least=0)
     max_runs_per_address: int = _setting(
-        50, "Live runs of one address whom nobody has signed in for; 0 for any.", least=0
+        50, "Live runs of one address that sends neither cookie nor token; 0 for any.", least=0
     )
     max_streams: int = _setting(
         50, "Open streams per principal, in each worker; 0 for any.", least=0

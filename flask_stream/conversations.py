@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
-from .errors import BadRequest, NotFound, StoreError, Unavailable
+from .errors import BadRequest, NotFound, stored
 from .events import is_id
 from .rights import anyones
 from .stores.base import Conversation, Run, Store
@@ -91,13 +91,8 @@ class Conversations:
         return found
 
 
-@contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except StoreError as error:
-        logger.error("store: %s: conversations cannot be had", error)
-        raise Unavailable("Conversations cannot be read right now.", retry_after=2) from error
+def _reading() -> AbstractContextManager[None]:
+    return stored("conversations cannot be had", "Conversations cannot be read right now.")
 
 
 def _place(before: str) -> tuple[float, str]:

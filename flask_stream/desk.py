@@ -11,9 +11,9 @@ from flask import Request
 from .access import Visitor
 from .errors import BadRequest
 from .events import Cursor, new_id
-from .requests import Message, asked, fields
+from .requests import Message, fields
 from .rights import anyones
-from .serving import runs, service, start_for
+from .serving import answer_of, input_of, runs, service, start_for
 from .starts import NEWEST, Asked
 from .stores.base import Run
 from .tail import Reader
@@ -33,9 +33,7 @@ class AllDesks:
         self._any = Desk("", visitor)
 
     def check(self) -> None:
-        starts = runs().starts
-        public = any(starts.chain(name).public for name in starts.names())
-        self._check(public)
+        self._check(runs().starts.public)
 
     def _check(self, public: bool) -> None:
         service().access.check_handshake(self._request, self._visitor, public=public)
@@ -77,7 +75,7 @@ class Desk:
 
     def start(self, message: Mapping[str, Any]) -> Run:
         said = fields(Message, message)
-        value = _value(said)
+        value = self._value(said)
         conversation = self._named(said)
         beside = said.run is not None and conversation is None
         if conversation is None and not beside and said.parent is None:
@@ -104,6 +102,15 @@ class Desk:
                 self._newest[run.conversation] = run.id
         return run
 
+    def _value(self, said: Message) -> dict[str, Any]:
+        texts = [name for name in _TEXTS if name in said.model_fields_set]
+        resumes = "resume" in said.model_fields_set
+        if len(texts) + resumes != 1:
+            raise BadRequest(f"Send one of {', '.join(_TEXTS)}, or resume.", field="question")
+        if resumes:
+            return answer_of(said.resume)
+        return input_of(self._chain, getattr(said, texts[0]), texts[0])
+
     def _named(self, said: Message) -> str | None:
         if said.conversation is not None or said.session_id is None:
             return said.conversation
@@ -122,14 +129,3 @@ class Desk:
     def cancel(self, run: str) -> Run:
         self._visitor.check_run(run)
         return self._runs.cancel(run, _CANCEL, self._visitor.principal)
-
-
-def _value(said: Message) -> dict[str, Any]:
-    texts = [name for name in _TEXTS if name in said.model_fields_set]
-    resumes = "resume" in said.model_fields_set
-    if len(texts) + resumes != 1:
-        raise BadRequest(f"Send one of {', '.join(_TEXTS)}, or resume.", field="question")
-    if resumes:
-        return {"resume": said.resume}
-    most = service().settings.max_question
-    return asked(getattr(said, texts[0]), most, field=texts[0])

@@ -24,7 +24,12 @@ shows only its code and that code's own sentence: what really happened goes to t
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
+
+logger = logging.getLogger(__name__)
 
 
 class StreamError(Exception):
@@ -134,6 +139,16 @@ class Unavailable(RequestError):
 
     status = 503
     title = "Service unavailable"
+
+
+@contextmanager
+def stored(what: str, told: str = "Answers cannot be read right now.") -> Iterator[None]:
+    """Raise Unavailable, which says `told`, for a StoreError within; `what` goes to the log."""
+    try:
+        yield
+    except StoreError as error:
+        logger.error("store: %s: %s", error, what)
+        raise Unavailable(told, retry_after=2) from error
 
 
 class Code(StrEnum):

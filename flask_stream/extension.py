@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -23,7 +22,7 @@ from .errors import ConfigError
 from .headers import headers
 from .keeper import Times
 from .live import Chain
-from .plugs import checkpointer, is_graph, is_redis, make_source, open_store
+from .plugs import Checkpoints, is_graph, is_redis, make_source, open_store
 from .runner import Limits
 from .runs import Runs
 from .sockets import add_socketio, add_websocket, make_door
@@ -55,6 +54,7 @@ class Service:
     sse: SSE
     dialects: dict[str, Dialect]
     access: Access
+    checkpoints: Checkpoints
     sockets: WebSockets | None
     clients: SocketIOs | None
 
@@ -74,6 +74,35 @@ class Service:
         for one in (self.sockets, self.clients):
             if one is not None:
                 one.close()
+        self.checkpoints.close()
+
+
+class _Chains(Mapping[str, Chain]):
+    """The chains of an extension as one app has them: with its checkpoints and its settings."""
+
+    def __init__(
+        self, chains: Mapping[str, Chain], checkpoints: Checkpoints, settings: Settings
+    ) -> None:
+        self._added = chains
+        self._checkpoints = checkpoints
+        self._history = settings.history_tokens
+        self._own: dict[str, Chain] = {}
+
+    def __getitem__(self, name: str) -> Chain:
+        if name not in self._own:
+            chain = self._added[name]
+            source = chain.source.with_checkpointer(self._checkpoints.of)
+            if chain.history_tokens is None:
+                chain = replace(chain, history_tokens=self._history)
+            # One of two that look at once: the same for both.
+            self._own.setdefault(name, replace(chain, source=source))
+        return self._own[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._added)
+
+    def __len__(self) -> int:
+        return len(self._added)
 
 
 class FlaskStream:
@@ -90,7 +119,6 @@ class FlaskStream:
     def __init__(self, app: Flask | None = None, **settings: Any) -> None:
         self._chains: dict[str, Chain] = {}
         self._given = settings
-        self._saver: Callable[[], Any] = lambda: None
         if app is not None:
             self.init_app(app)
 
@@ -101,17 +129,14 @@ class FlaskStream:
             hops = settings.proxies
             fixed = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)
             app.wsgi_app = fixed  # type: ignore[method-assign]
-        folder = app.instance_path
-        self._saver = cache(lambda: checkpointer(settings.checkpoints, folder))
-        if settings.checkpoints and not settings.checkpoints.startswith("sqlite:///"):
-            self._saver()  # named by somebody: what is wrong with it is told at start
+        checkpoints = Checkpoints(settings.checkpoints, app.instance_path)
         store = open_store(settings.store, app.instance_path)
         access = Access(app, settings, store)
         limits = Limits(
             settings.first_token_timeout, settings.silence_timeout, settings.run_timeout
         )
         times = Times(limits, settings.lease, settings.keep)
-        runs = Runs(store, self._chains, times, access.quotas.spent)
+        runs = Runs(store, _Chains(self._chains, checkpoints, settings), times, access.quotas.spent)
         pace = Pace(settings.heartbeat, settings.reconnect, settings.write_timeout)
         dialects: list[Dialect] = [Native(), Text()]
         bounds = Bounds(settings.heartbeat, settings.write_timeout, settings.max_body)
@@ -131,6 +156,7 @@ class FlaskStream:
             sse=SSE(pace, draining=lambda: runs.draining),
             dialects={dialect.name: dialect for dialect in dialects},
             access=access,
+            checkpoints=checkpoints,
             sockets=sockets,
             clients=clients,
         )
@@ -155,6 +181,7 @@ class FlaskStream:
         version: str = "",
         state: bool | Sequence[str] | Callable[[Any], Any] = False,
         refusal: Callable[[], str | None] | None = None,
+        history_tokens: int | None = None,
     ) -> None:
         """Let `chain` be asked as `name`: at `/stream_<name>`, and by `POST /runs`.
 
@@ -182,21 +209,34 @@ class FlaskStream:
         the keys that are named, or what a function makes of it. `refusal` is asked before each
         run why the chain cannot answer at all, a sentence for people; None if it can.
 
+        `history_tokens` is how many tokens of earlier turns, about, a question brings along for
+        a chain that takes them as messages; None for `STREAM_HISTORY_TOKENS`.
+
         Raises ConfigError for a chain that cannot be asked.
         """
         if re.fullmatch(_NAME, name) is None:
-            raise ConfigError(f"chain {name!r}", "is no name: use a-z, 0-9, '-' and '_'")
+            told = "use a-z, 0-9, '-' and '_', beginning with a letter or digit, 64 at most"
+            raise ConfigError(f"chain {name!r}", f"is no name: {told}")
         if name in self._chains:
             raise ConfigError(f"chain {name!r}", "is there already")
-        if on_lost not in ("fail", "restart") or attempts < 1:
-            raise ConfigError(f"chain {name!r}", "has an on_lost or attempts that cannot be")
-        source = make_source(name, chain, input, state, self._saver_of)
+        if on_lost not in ("fail", "restart"):
+            told = f"has on_lost={on_lost!r}, and should have 'fail' or 'restart'"
+            raise ConfigError(f"chain {name!r}", told)
+        if not isinstance(attempts, int) or attempts < 1:
+            told = f"has attempts={attempts!r}, and should have 1 or more"
+            raise ConfigError(f"chain {name!r}", told)
+        source = make_source(name, chain, input, state)
         if multitask not in MULTITASK:
-            raise ConfigError(f"chain {name!r}", f"has a multitask of none of {MULTITASK}")
+            told = f"has multitask={multitask!r}, and should have one of {', '.join(MULTITASK)}"
+            raise ConfigError(f"chain {name!r}", told)
+        if history_tokens is not None and history_tokens < 0:
+            told = f"has history_tokens={history_tokens!r}, and should have 0 or more"
+            raise ConfigError(f"chain {name!r}", told)
         shared = cache == "shared"
         seconds = DAY if shared else cache or 0.0
-        if isinstance(seconds, str | bool) or not 0 <= seconds <= LONGEST:
-            raise ConfigError(f"chain {name!r}", "has a cache that is no number of seconds")
+        if isinstance(seconds, bool | str) or not 0 <= seconds <= LONGEST:
+            told = f"has cache={cache!r}, and should have seconds, up to {LONGEST}, or 'shared'"
+            raise ConfigError(f"chain {name!r}", told)
         if seconds and is_graph(chain) and chain.checkpointer is not False:
             raise ConfigError(
                 f"chain {name!r}", "has a cache, and a state that would miss what it answers"
@@ -211,6 +251,7 @@ class FlaskStream:
             shared=shared,
             version=version,
             refusal=refusal,
+            history_tokens=history_tokens,
         )
 
     def chain(self, name: str, **options: Any) -> Callable[[Function], Function]:
@@ -223,15 +264,6 @@ class FlaskStream:
             return function
 
         return decorate
-
-    def _saver_of(self, graph: Any) -> Any:
-        """Where a graph without a checkpointer keeps its state, if anywhere."""
-        saver = self._saver()
-        if saver is None:
-            return None
-        from .checkpoints import with_types_of
-
-        return with_types_of(saver, graph)
 
     def revoke(self, principal: str) -> None:
         """Sign a principal out of the current app: `user:<id>`, `session:<id>`, `site:<name>`.

@@ -29,28 +29,40 @@ def shown(value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def turns(store: Store, run: str | None, most: int = Source.turns) -> list[Turn]:
-    """The conversation up to and with a run, oldest turn first. Raises StoreError."""
+def turns(store: Store, run: str | None, most: int) -> list[Turn]:
+    """The conversation up to and with a run, oldest turn first; so many turns at most.
+
+    Raises StoreError.
+    """
+    return past(store, run, most)[0]
+
+
+def past(store: Store, run: str | None, most: int) -> tuple[list[Turn], list[tuple[str, int]]]:
+    """The turns, and the runs that they are made of, nearest first, as in `Input.before`."""
     found: list[Turn] = []
-    later = ""
+    runs: list[tuple[str, int]] = []
+    later, whole = "", None
     while run is not None and len(found) < most:
         stored = store.get(run)
         if stored is None:
             break
+        runs.append((stored.id, len(found)))
         value, answer = json.loads(stored.input), text(store, stored) + later
+        whole = stored.status == "done" if whole is None else whole
         if value.keys() == {"resume"}:
             later = answer  # an answer to what the run before has asked, and part of its turn
         else:
-            found.append(Turn(question(value), answer))
-            later = ""
+            found.append(Turn(question(value), answer, whole))
+            later, whole = "", None
         run = stored.parent
-    return found[::-1]
+    return found[::-1], runs
 
 
 def check_history(store: Store, source: Source, value: dict[str, Any], parent: Run | None) -> None:
     """Let a source refuse an input for what came before it; not while that is still to end."""
     if value.keys() != {"resume"} and not (parent and parent.live):
-        source.check_history(value, lambda: turns(store, parent.id if parent else None))
+        before = parent.id if parent else None
+        source.check_history(value, lambda: turns(store, before, source.turns))
 
 
 def question(value: dict[str, Any]) -> str:
@@ -61,9 +73,16 @@ def question(value: dict[str, Any]) -> str:
     return next((text for text in value.values() if isinstance(text, str)), "")
 
 
+def asks(store: Store, run: Run) -> set[str]:
+    """The ids of what a run has asked a person. Raises StoreError."""
+    return {
+        event.value()["id"] for event in store.read(run.id, 0, run.seq) if event.type == "interrupt"
+    }
+
+
 def text(store: Store, run: Run) -> str:
-    """What a run has said. Raises StoreError."""
-    said: list[str] = []
+    """What a run has said: its messages, each whole, with a line between. Raises StoreError."""
+    said: dict[str, list[str]] = {}
     after = 0
     while events := store.read(run.id, after, PAGE):
         after = events[-1].seq
@@ -71,7 +90,7 @@ def text(store: Store, run: Run) -> str:
             if event.type == "chunk":
                 data = event.value()
                 if data["kind"] == "text":
-                    said.append(data["content"])
+                    said.setdefault(data["message"], []).append(data["content"])
             elif event.type == "reset":
                 said.clear()
-    return "".join(said)
+    return "\n\n".join("".join(message) for message in said.values())

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from copy import deepcopy
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, trim_messages
+from langchain_core.messages.utils import count_tokens_approximately
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from typing_extensions import TypedDict, is_typeddict
@@ -22,8 +23,8 @@ from .errors import BadRequest
 if TYPE_CHECKING:
     from .sources.base import Input
 
-#: Messages from outside: what a person says, one after the other.
-_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+#: Messages that may be sent at once.
+_MOST = 100
 
 
 class Fitting:
@@ -36,8 +37,8 @@ class Fitting:
 
     def __init__(self, chain: Any) -> None:
         self._whole = _described(chain)
-        # A graph can be given a part of its state.
-        self._partial = hasattr(chain, "builder")
+        # A graph can be given a part of its state, where that is a dictionary.
+        self._partial = is_typeddict(_state(chain))
         self._types = _types(chain)
         properties = self._whole.get("properties", {})
         self._history = "history" in properties
@@ -60,21 +61,6 @@ class Fitting:
     def asks(self) -> bool:
         """Whether a question is enough."""
         return not self.names or self.name is not None
-
-    @property
-    def schema(self) -> dict[str, Any] | None:
-        """The JSON schema of the objects that may be sent; None where only a question may."""
-        if not self.names:
-            return None
-        schema = deepcopy(self._whole)
-        schema["properties"].pop("history", None)
-        for name in self._talks:
-            schema["properties"][name] = deepcopy(_TEXTS)
-        if "required" in schema:
-            schema["required"] = [name for name in schema["required"] if name != "history"]
-        if "#/$defs/" not in json.dumps(schema["properties"]):
-            schema.pop("$defs", None)
-        return schema
 
     def check(self, value: dict[str, Any], prepared: bool = False) -> None:
         """Raise BadRequest, which names the field, for an input that this chain does not take.
@@ -103,12 +89,12 @@ class Fitting:
                     told = error.errors(include_url=False)[0]["msg"]
                     raise BadRequest(f"{name}: {told}.", field=f"input.{name}") from None
 
-    def __call__(self, input: Input, remembered: bool = False) -> Any:
-        """The chain's input. `remembered` tells that the chain itself knows what was said before.
+    def __call__(self, input: Input) -> Any:
+        """The chain's input.
 
         Raises BadRequest for messages that are no texts, and for a question that does not do.
         """
-        earlier = [] if remembered else history(input)
+        earlier = history(input)
         if not self.names:
             return input.question
         if input.value.keys() != {"question"}:
@@ -137,22 +123,20 @@ def fitting(chain: Any) -> Callable[[Input], Any]:
     return found
 
 
-def schema(chain: Any) -> dict[str, Any] | None:
-    """The JSON schema of the objects that a chain may be sent; None where only a question may.
-
-    Its messages are a text or a list of texts, and it has no history: that is not sent.
-    """
-    return Fitting(chain).schema
-
-
 def history(input: Input) -> list[BaseMessage]:
-    """The earlier turns as messages, oldest first."""
+    """The earlier turns as messages, oldest first: the last of them that the budget holds."""
     messages: list[BaseMessage] = []
     for turn in input.history:
         messages.append(HumanMessage(turn.question))
         if turn.answer:  # models refuse a message without any text
             messages.append(AIMessage(turn.answer))
-    return messages
+    kept: list[BaseMessage] = trim_messages(
+        messages,
+        max_tokens=input.history_tokens,
+        token_counter=count_tokens_approximately,
+        start_on="human",
+    )
+    return kept
 
 
 def _described(chain: Any) -> dict[str, Any]:
@@ -162,16 +146,21 @@ def _described(chain: Any) -> dict[str, Any]:
         found: dict[str, Any] = describe() if describe is not None else {}
     except PydanticUserError:
         # Before Python 3.12, pydantic does not look into a `typing.TypedDict`.
-        state = getattr(getattr(chain, "builder", None), "input_schema", None)
+        state = _state(chain)
         found = _of_typed_dict(state) if is_typeddict(state) else {}
     return found if found.get("type") == "object" else {}
+
+
+def _state(chain: Any) -> Any:
+    """The type of what a graph takes; None for what is no graph."""
+    return getattr(getattr(chain, "builder", None), "input_schema", None)
 
 
 def _types(chain: Any) -> dict[str, TypeAdapter[Any]]:
     """What each property of a chain's input may be, as far as pydantic can tell."""
     found: dict[str, Any] = {}
-    state = getattr(getattr(chain, "builder", None), "input_schema", None)  # of a graph
-    if is_typeddict(state):
+    state = _state(chain)
+    if is_typeddict(state) or is_dataclass(state):
         found = get_type_hints(state, include_extras=True)
     else:
         model = getattr(chain, "get_input_schema", lambda: None)()
@@ -197,4 +186,6 @@ def _people(name: str, value: Any) -> list[BaseMessage]:
     texts: Iterable[Any] = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadRequest("Messages are a text, or a list of texts.", field=f"input.{name}")
+    if len(texts) > _MOST:
+        raise BadRequest(f"More than {_MOST} messages are too many.", field=f"input.{name}")
     return [HumanMessage(text) for text in texts]

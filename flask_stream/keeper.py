@@ -18,7 +18,7 @@ from .events import new_id
 from .journal import Journal
 from .pace import Every
 from .runner import Limits, Runner, Stop
-from .stores.base import Held, Run, Store
+from .stores.base import Held, Purged, Run, Store
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,10 @@ class Times:
 
 
 class Keeper:
-    """Looks after the runs in `live`, and calls `bury` with each that it has taken over."""
+    """Looks after the runs in `live`.
+
+    Calls `bury` with those that it has taken over, and `purged` with those that it has removed.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class Keeper:
         times: Times,
         live: dict[str, Runner],
         bury: Callable[[list[Run], str], None],
+        purged: Callable[[list[Purged]], None],
         leaving: Callable[[], bool],
     ) -> None:
         self._leaving = leaving
@@ -68,6 +72,7 @@ class Keeper:
         self._times = times
         self._live = live
         self._bury = bury
+        self._purged = purged
         self._lock = threading.Lock()
         self._loops: list[Every] = []
 
@@ -103,7 +108,10 @@ class Keeper:
                 return
 
     def _purge(self) -> None:
-        self._store.purge(self._times.keep, SWEEP)
+        gone = self._store.purge(self._times.keep, SWEEP)
+        if gone:
+            # Not here: no lease is renewed meanwhile.
+            threading.Thread(target=self._purged, args=(gone,), name="purge", daemon=True).start()
 
     def _adopt(self) -> None:
         if self._leaving():

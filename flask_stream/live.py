@@ -12,14 +12,14 @@ from hashlib import sha256
 
 from .errors import Code, StoreError
 from .events import encode
-from .history import shown, turns
+from .history import past, shown
 from .journal import Journal
 from .keeper import Keeper, Times
 from .log import Log, Trouble
 from .rights import anyones
 from .runner import Runner, Stop, ending
-from .sources.base import NOTHING, Input, Source
-from .stores.base import Run, Store
+from .sources.base import BROKEN_OFF, HISTORY_TOKENS, Input, Source, answer_of
+from .stores.base import Purged, Run, Store
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class Chain:
     gone is to be started anew. `public` opens it to those who are not signed in. `multitask` is
     what happens to a question whose conversation has a live run. Answers are read again for
     `cache` seconds, 0 for never: by the same principal, or by everybody where they are `shared`;
-    another `version` has other answers. `refusal` tells why it cannot answer at all.
+    another `version` has other answers. `refusal` tells why it cannot answer at all. Earlier turns
+    reach it as messages of about `history_tokens` tokens, None for the usual.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Chain:
     shared: bool = False
     version: str = ""
     refusal: Callable[[], str | None] | None = None
+    history_tokens: int | None = None
 
 
 class Live:
@@ -67,7 +69,13 @@ class Live:
         self._spent = spent
         self._runners: dict[str, Runner] = {}
         self._keeper = Keeper(
-            store, self.journal, times, self._runners, self._bury, lambda: self.draining
+            store,
+            self.journal,
+            times,
+            self._runners,
+            self._bury,
+            self._purged,
+            lambda: self.draining,
         )
 
     def __len__(self) -> int:
@@ -122,13 +130,20 @@ class Live:
         if parent is not None and parent.live:
             self._wait(parent)
         value = json.loads(run.input)
+        answer = answer_of(value)
+        if answer is None and parent is not None and parent.status != "interrupted":
+            answer = BROKEN_OFF
+        history, runs = past(self._store, run.parent, chain.source.turns)
+        most = chain.history_tokens
         return Input(
             value,
-            turns(self._store, run.parent, chain.source.turns),
+            history,
             run=run.id,
             parent=run.parent,
             thread=_thread(chain, run),
-            resume=value["resume"] if value.keys() == {"resume"} else NOTHING,
+            resume=answer,
+            before=runs,
+            history_tokens=HISTORY_TOKENS if most is None else most,
         )
 
     def _before(self, run: Run) -> Run | None:
@@ -187,14 +202,25 @@ class Live:
             del self._runners[run.id]
         self.journal.release(runner.log)
 
-    def forget(self, run: Run) -> None:
+    def _purged(self, runs: list[Purged]) -> None:
+        """Have chains forget conversations of which no run of theirs is kept any longer."""
+        for run in set(runs):
+            try:
+                left = self._store.runs(run.principal, run.conversation)
+            except StoreError as error:
+                logger.error("store: %s: a chain's state is not removed", error)
+                continue
+            if all(one.chain != run.chain for one in left):
+                self.forget(run)
+
+    def forget(self, run: Run | Purged) -> None:
         """Have the run's chain remove what it knows of the run's conversation."""
         chain = self._chains.get(run.chain)
         if chain is not None:
             try:
                 chain.source.forget(_thread(chain, run))
             except Exception as error:  # whatever a checkpointer raises: the runs are gone already
-                logger.error("run %s: its chain's state is not removed: %s", run.id, error)
+                logger.error("chain %s: a state is not removed: %s", run.chain, error)
 
     def runner(self, run: str) -> Runner | None:
         """Who works on the run, if it is somebody here."""
@@ -239,7 +265,7 @@ def _started(run: Run) -> str:
     )
 
 
-def _thread(chain: Chain, run: Run) -> str:
+def _thread(chain: Chain, run: Run | Purged) -> str:
     """Where a graph keeps what it knows of this conversation; nobody else's is the same."""
     who = "" if anyones(run.principal) else run.principal
     return sha256(json.dumps([chain.name, who, run.conversation]).encode()).hexdigest()[:32]

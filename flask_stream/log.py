@@ -22,7 +22,7 @@ class Trouble(Enum):
 
 
 class Log:
-    """The writing end of one run's log. One task writes; `close` may come from any.
+    """The writing end of one run's log. Any of the run's threads may write, and close it.
 
     `committed` is the seq up to which the log is stored.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from typing import Any
 
@@ -54,11 +55,19 @@ class JsonFormatter(logging.Formatter):
         return (_WERKZEUG if record.name == "werkzeug" else _QUERY).sub("", message)
 
 
+def _failed(args: threading.ExceptHookArgs) -> None:
+    """A thread of a chain's own has failed: a line as any other."""
+    if args.exc_value is not None:
+        trace = args.exc_type, args.exc_value, args.exc_traceback
+        logging.getLogger("threads").error("a thread has failed", exc_info=trace)
+
+
 def set_up() -> None:
     """Write the root logger's lines as JSON to standard error; nothing where it has handlers."""
     root = logging.getLogger()
     if root.handlers:
         return
+    threading.excepthook = _failed
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     root.addHandler(handler)

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _ROLES = {"ai": "assistant", "AIMessageChunk": "assistant", "human": "user"}
 #: Blocks of content that a message also has as its tool calls.
 _CALLS = {"tool_call", "tool_call_chunk", "invalid_tool_call"}
+#: How LangChain tells a model that a person did not let a tool run. The rest is that person's.
+_REJECTED = "User rejected the tool call for "
 
 
 @dataclass
@@ -58,6 +60,8 @@ class Messages:
         self._ids: dict[Hashable, str] = {}
         self._current: dict[str, str] = {}
         self._calls: dict[str, list[_Call]] = {}
+        #: Messages of which nothing is said yet, and how they open.
+        self._silent: dict[str, Said] = {}
 
     def text(self, text: str, kind: str = "text") -> Iterator[Said]:
         """A piece of text that belongs to no message: to the one before, or to a new one."""
@@ -65,7 +69,8 @@ class Messages:
             message = self._current.get("")
             if message is None:
                 message = self._next("", None)
-                yield self._opens(message, "assistant", None)
+                self._silent[message] = _opening(message, "assistant", None)
+            yield from self._open(message)
             yield "chunk", chunk(text, message, kind)
 
     def said(self, said: BaseMessage, node: str | None = None, scope: str = "") -> Iterator[Said]:
@@ -80,8 +85,15 @@ class Messages:
             message = self._current.get(scope)
         if message is None:
             message = self._next(scope, said.id)
-            yield self._opens(message, _role(said), node)
+            self._silent[message] = _opening(message, _role(said), node)
         self._current[scope] = message
+        for part in self._parts(said, message):
+            yield from self._open(message)
+            yield part
+        if message in self._calls:
+            yield from self._open(message)
+
+    def _parts(self, said: BaseMessage, message: str) -> Iterator[Said]:
         for kind, text in _reasoning(said):
             yield "chunk", chunk(text, message, kind)
         if isinstance(said.content, str):
@@ -111,8 +123,10 @@ class Messages:
             self._ids[scope, id] = message
         return message
 
-    def _opens(self, message: str, role: str, node: str | None) -> Said:
-        return "message", encode({"id": message, "role": role, "node": node})
+    def _open(self, message: str) -> Iterator[Said]:
+        # With what it first says: some models send a message of nothing before, or after.
+        if message in self._silent:
+            yield self._silent.pop(message)
 
     def _collect(self, message: str, said: AIMessageChunk) -> None:
         calls = self._calls.setdefault(message, [])
@@ -137,6 +151,10 @@ def plain(value: Any) -> Any:
     return to_jsonable_python(value, inf_nan_mode="null", fallback=lambda odd: type(odd).__name__)
 
 
+def _opening(message: str, role: str, node: str | None) -> Said:
+    return "message", encode({"id": message, "role": role, "node": node})
+
+
 def _role(said: BaseMessage) -> str:
     return said.role if isinstance(said, ChatMessage) else _ROLES.get(said.type, said.type)
 
@@ -148,7 +166,7 @@ def _tool_call(id: str | None, name: str | None, args: Any) -> Said:
 def _tool_result(said: ToolMessage) -> Said:
     # Not the artifact: it is for the program, neither for the model nor for people.
     content = plain(said.content)
-    if said.status == "error":
+    if said.status == "error" and not said.text.startswith(_REJECTED):
         # What an exception says is for the model and the operator.
         logger.warning("tool %s: failed: %s", said.name, RuntimeError(content))
         content = "The tool failed."

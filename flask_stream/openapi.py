@@ -71,16 +71,15 @@ def _paths(settings: Settings, chains: list[str]) -> dict[str, Any]:
     }
     start = _schema(Start)
     start["properties"]["chain"]["enum"] = chains
-    start["properties"]["input"] = {
-        "anyOf": [
-            asked,
-            {
-                "type": "object",
-                "properties": {"question": asked},
-                "required": ["question"],
-                "additionalProperties": False,
-            },
-        ]
+    # An object is what the chain's own schema asks for.
+    start["properties"]["input"] = {"anyOf": [asked, {"type": "object", "minProperties": 1}]}
+    names = ("chain", "run", "conversation", "parent", "multitask")
+    upload = {
+        "type": "object",
+        "properties": {name: {"type": "string"} for name in names}
+        | {"document": {"type": "string", "format": "binary"}},
+        "required": ["chain", "document"],
+        "additionalProperties": False,
     }
     start["oneOf"] = [{"required": ["input"]}, {"required": ["resume"]}]
     ask = _schema(Ask)
@@ -107,6 +106,7 @@ def _paths(settings: Settings, chains: list[str]) -> dict[str, Any]:
                 {201: _json("Run"), 200: _json("Run")},
                 (400, 401, 403, 404, 408, 409, 413, 415, 429, 503),
                 body=start,
+                form=upload,
             )
         },
         "/runs/{run}": {
@@ -200,6 +200,7 @@ def _operation(
     errors: tuple[int, ...],
     *,
     body: dict[str, Any] | None = None,
+    form: dict[str, Any] | None = None,
     parameters: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -214,6 +215,8 @@ def _operation(
     }
     if body is not None:
         content = {"application/json": {"schema": body}}
+        if form is not None:
+            content["multipart/form-data"] = {"schema": form}
         operation["requestBody"] = {"required": True, "content": content}
     if parameters is not None:
         operation["parameters"] = parameters

@@ -13,10 +13,12 @@ import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .config import Settings
-from .errors import ConfigError, StoreError, TooMany, Unavailable
+from .errors import ConfigError, TooMany, Unavailable, stored
 from .rights import anyones
 from .stores.base import Store
 
@@ -25,6 +27,9 @@ logger = logging.getLogger(__name__)
 DAY = 86_400
 #: Connections that a worker keeps for health checks, starts and Stop, however many streams it has.
 SPARE = 100
+
+#: Documents that may come in at once: each is in memory until it is read, one after the other.
+UPLOADS, UPLOADS_PER_ADDRESS = 16, 4
 
 
 class Quotas:
@@ -37,6 +42,7 @@ class Quotas:
         self._worker = settings.max_streams_per_worker
         self._open: Counter[str] = Counter()
         self._seats = 0
+        self._uploads: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def fit(self, connections: int) -> None:
@@ -47,13 +53,10 @@ class Quotas:
     def start(self, principal: str, address: str) -> None:
         """Count the start of a run. Raises TooMany, or Unavailable when it cannot be counted."""
         budget = self._settings.daily_tokens
-        try:
+        with stored("no run can be started", "Answers cannot be stored right now."):
             if budget and self._store.count(_today(principal), 0, DAY) >= budget:
                 left = DAY - int(time.time()) % DAY
                 raise TooMany("Today's tokens are used up.", retry_after=left)
-        except StoreError as error:
-            logger.error("store: %s: no run can be started", error)
-            raise Unavailable("Answers cannot be stored right now.", retry_after=2) from error
         self._starts.hit(principal, address)
 
     def spent(self, principal: str, tokens: int) -> None:
@@ -83,6 +86,21 @@ class Quotas:
             self._seats += 1
             self._open.update(keys.keys())
         return Seat(self, list(keys))
+
+    @contextmanager
+    def upload(self, address: str) -> Iterator[None]:
+        """While a document comes and is read. Raises TooMany, or Unavailable in a full worker."""
+        with self._lock:
+            if self._uploads.total() >= UPLOADS:
+                raise Unavailable("Too many documents are coming in.", retry_after=5)
+            if self._uploads[address] >= UPLOADS_PER_ADDRESS:
+                raise TooMany("You send too many documents at once.", retry_after=5)
+            self._uploads[address] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._uploads -= Counter([address])
 
     def rise(self, keys: list[str]) -> None:
         """Give a seat back."""

@@ -1,23 +1,20 @@
-"""What comes in over HTTP, checked: bodies, questions and cursors."""
+"""What is asked, checked: the fields of bodies and messages, questions and cursors."""
 
 from __future__ import annotations
 
-import json
+import math
 import re
-import socket
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from io import BytesIO
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from flask import abort, request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from werkzeug.exceptions import HTTPException
-from werkzeug.formparser import MultiPartParser
 
-from .errors import BadRequest, TooLarge, TooSlow, UnsupportedType
+from .errors import BadRequest
 from .events import Cursor
+
+#: How deep an object may be, and how many values it may have.
+_DEEP, _MANY = 64, 10_000
 
 
 class Start(BaseModel):
@@ -85,97 +82,6 @@ class Rename(BaseModel):
     title: str
 
 
-def json_body(most: int, patience: float) -> dict[str, Any]:
-    """The request's body, of at most so many bytes, that takes at most so many seconds to come.
-
-    Raises RequestError for anything but a JSON object of UTF-8 text.
-    """
-    if request.mimetype != "application/json":
-        raise UnsupportedType(
-            "Send JSON, with Content-Type: application/json.", field="Content-Type"
-        )
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise UnsupportedType(
-            "Send the body as it is, without Content-Encoding.", field="Content-Encoding"
-        )
-    raw = body(most, patience)
-    try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise BadRequest("The body is not JSON.", field="body") from None
-    if not isinstance(value, dict):
-        raise BadRequest("The body is not a JSON object.", field="body")
-    return value
-
-
-def body(most: int, patience: float) -> bytes:
-    """The request's body, whole. Raises TooLarge, TooSlow, or BadRequest for half of it."""
-    if (request.content_length or 0) > most:
-        raise TooLarge(f"The body has more than {most} bytes.", field="body")
-    # Read here to the limit and a byte: a chunked body says nothing of its length beforehand.
-    request.max_content_length = None
-    raw = _read(most + 1, patience)
-    if len(raw) > most:
-        raise TooLarge(f"The body has more than {most} bytes.", field="body")
-    if request.content_length is not None and len(raw) < request.content_length:
-        raise BadRequest("The body is not whole.", field="body")
-    return raw
-
-
-def form(most: int, patience: float) -> tuple[dict[str, str], tuple[str, bytes]]:
-    """The fields of a multipart body, and its one file, `document`: name and content.
-
-    Raises RequestError as `json_body` does.
-    """
-    raw = body(most, patience)
-    parser = MultiPartParser(max_form_memory_size=most, max_form_parts=20)
-    try:
-        boundary = request.mimetype_params["boundary"].encode("ascii")
-        values, files = parser.parse(BytesIO(raw), boundary, len(raw))
-    except (KeyError, ValueError, HTTPException) as error:
-        raise BadRequest("The body is no form.", field="body") from error
-    for name in files.keys() - {"document"}:
-        raise BadRequest(f"{name} is not a field.", field=name)
-    file = files.get("document")
-    if file is None:
-        raise BadRequest("document is missing.", field="document")
-    return dict(values), (file.filename or "", file.read())
-
-
-def _read(most: int, patience: float) -> bytes:
-    """Up to so many bytes of the body. Raises TooSlow, or BadRequest for half a body."""
-    sock = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
-    if sock is None:
-        return request.stream.read(most)
-    rang = threading.Event()
-
-    def ring() -> None:
-        rang.set()
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_RD)
-
-    # Of all reads together: a deadline for each would let a byte now and then go on for ever.
-    # Nothing is read any more once this side is shut, and the answer can still be written.
-    alarm = threading.Timer(patience, ring)
-    alarm.daemon = True
-    alarm.start()
-    try:
-        raw = request.stream.read(most)
-    except Exception as error:  # what a server raises for a body that ends too soon is its own
-        if rang.is_set():
-            raise TooSlow("The body did not come in time.", field="body") from error
-        raise BadRequest("The body is not whole.", field="body") from error
-    finally:
-        alarm.cancel()
-    if rang.is_set():
-        raise TooSlow("The body did not come in time.", field="body")
-    return raw
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
 def fields(model: type[Body], values: Mapping[str, Any]) -> Body:
     """The values as the model has them. Raises BadRequest for the first that does not fit."""
     try:
@@ -187,25 +93,31 @@ def fields(model: type[Body], values: Mapping[str, Any]) -> Body:
             said = f"{field} is missing."
         elif first["type"] == "extra_forbidden":
             said = f"{field} is not a field."
-        elif model is Start and field == "input":
+        elif field == "input":
             said = "input is neither text nor an object."
-        else:
+        elif first["type"] == "string_type":
             said = f"{field} is not text."
+        else:
+            said = f"{field}: {first['msg']}."
         raise BadRequest(said, field=field) from None
 
 
-def asked(value: str | dict[str, Any], most: int, field: str = "input") -> dict[str, Any]:
-    """A run's input: a question, of at most so many characters, or an object of the chain's own.
+def asked(
+    value: str | dict[str, Any], most: int, longest: int, field: str = "input"
+) -> dict[str, Any]:
+    """A run's input: a question, of at most `most` characters, or an object of the chain's own.
 
-    Whether the chain takes such an object is not looked at here. Raises BadRequest, which names
-    `field`.
+    All texts of an object have at most `longest` characters together. Whether the chain takes
+    such an object is not looked at here. Raises BadRequest, which names `field`.
     """
     if isinstance(value, dict) and value.keys() == {"question"}:
         value, field = value["question"], "input"
     if isinstance(value, dict):
         if not value:
             raise BadRequest("The input is empty.", field=field)
-        _check_text(value, field)
+        if value.keys() == {"resume"}:
+            raise BadRequest("Send resume beside input, or the text as a question.", field=field)
+        _check_value(value, longest, field)
         return value
     if not isinstance(value, str):
         raise BadRequest("The question is not text.", field=field)
@@ -217,25 +129,43 @@ def asked(value: str | dict[str, Any], most: int, field: str = "input") -> dict[
     return {"question": value}
 
 
-def _check_text(value: Any, field: str) -> None:
-    """Raise BadRequest for characters that are no text, wherever they are in a JSON value."""
-    for text in _texts(value):
-        if "\0" in text:
-            raise BadRequest("The text has a NUL character.", field=field)
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise BadRequest("The text has half of a surrogate pair.", field=field)
+def answered(value: Any, most: int) -> dict[str, Any]:
+    """A run's input that is an answer, of at most so many characters. Raises BadRequest."""
+    _check_value(value, most, "resume")
+    return {"resume": value}
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield name
-            yield from _texts(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner)
+def _check_value(value: Any, most: int, field: str) -> None:
+    """Raise BadRequest for what is too much, too deep, or no JSON, wherever it is in a value."""
+    left, values, length = [(value, 0)], 0, 0
+    while left:
+        one, depth = left.pop()
+        values += len(one) if isinstance(one, dict | list) else 0
+        if depth > _DEEP or values > _MANY:
+            told = f"is deeper than {_DEEP}" if depth > _DEEP else f"has more than {_MANY} values"
+            raise BadRequest(f"{field} {told}.", field=field)
+        if isinstance(one, dict):
+            left += [(name, depth) for name in one]
+            left += [(inner, depth + 1) for inner in one.values()]
+        elif isinstance(one, list):
+            left += [(inner, depth + 1) for inner in one]
+        elif isinstance(one, float) and not math.isfinite(one):
+            raise BadRequest("A number is too large.", field=field)
+        elif isinstance(one, str):
+            length += len(one)
+            _check_text(one, field)
+    if length > most:
+        raise BadRequest(f"The texts have more than {most} characters together.", field=field)
+
+
+def _check_text(text: str, field: str) -> None:
+    """Raise BadRequest for characters that are no text."""
+    if "\0" in text:
+        raise BadRequest("The text has a NUL character.", field=field)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest("The text has half of a surrogate pair.", field=field) from None
 
 
 def cursor(run: str | None) -> Cursor | None:

@@ -18,7 +18,7 @@ from enum import Enum
 
 from . import pace, tasks
 from .errors import Code
-from .events import encode
+from .events import Said, encode
 from .faults import code_of
 from .log import Log, Trouble
 from .sources.base import Input, Source
@@ -81,6 +81,7 @@ class Runner:
         self._stop: Stop | None = None
         self._pumping = True
         self._used = 0
+        self._rest_at = 0.0
         self._asks = False
         self._told = False
         self._lock = threading.Lock()
@@ -127,12 +128,14 @@ class Runner:
 
     def _note(self, type: str, data: str) -> None:
         if type == "usage":
-            self._used += json.loads(data)["total_tokens"]
+            with self._lock:  # branches of a chain tell theirs from threads of their own
+                self._used += json.loads(data)["total_tokens"]
         elif type == "interrupt":
             self._asks = True
 
     def _pump(self, input: Input) -> None:
-        append, log, clock = self.log.append, self.log, time.monotonic
+        append, clock = self.log.append, time.monotonic
+        tasks.scope().tell = self._tell
         slice = FIRST_SLICE
         give_way = clock() + slice
         with closing(self._source.stream(input)) as said:
@@ -145,11 +148,25 @@ class Runner:
                     tasks.scope().notice()
                     return
                 if now > give_way:
-                    pace.give_way()
-                    while log.full and self._stop is None:
-                        time.sleep(SLICE)
+                    self._rest()
                     slice = min(slice * 2, SLICE)
                     give_way = clock() + slice
+
+    def _tell(self, what: Said) -> None:
+        """Say at once what the chain tells beside what it yields, from whichever of its threads."""
+        if not self._pumping:
+            return
+        self.log.append(what)
+        self._note(*what)
+        self._heard = now = time.monotonic()
+        if now > self._rest_at:
+            self._rest()
+            self._rest_at = time.monotonic() + SLICE
+
+    def _rest(self) -> None:
+        pace.give_way()
+        while self.log.full and self._stop is None:
+            time.sleep(SLICE)
 
     def _stopped(self) -> tuple[str, Code | None]:
         self._pumping = False

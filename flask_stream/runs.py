@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from .conversations import Conversations
-from .errors import BadRequest, Gone, NotFound, StoreError, Unavailable
+from .errors import BadRequest, Gone, NotFound, Unavailable, stored
 from .events import Cursor, is_id
 from .keeper import Times
 from .live import Chain, Live
@@ -58,11 +58,9 @@ class Runs:
         """Raise Unavailable where no run can be started now."""
         if self.draining:
             raise Unavailable("This worker is being replaced.", retry_after=1)
-        try:
-            self.store.get("0" * 32)
-        except StoreError as error:
-            logger.error("store: %s: not ready", error)
-            raise Unavailable("Answers cannot be stored right now.", retry_after=2) from error
+        with stored("not ready", "Answers cannot be stored right now."):
+            # A store that is full can still be read.
+            self.store.claim("ready", "", 1.0)
 
     def get(self, run: str, who: str | None = "") -> Run:
         """A run that `who` may read; None is this service itself.
@@ -70,7 +68,7 @@ class Runs:
         Raises NotFound, or Gone when its log is no longer kept, or Unavailable.
         """
         self._live.begin()
-        try:
+        with stored(f"run {run} cannot be read"):
             found = self.store.get(run) if is_id(run) else None
             if found is None:
                 owner = self.store.expired(run) if is_id(run) else None
@@ -78,9 +76,6 @@ class Runs:
                     raise Gone("This answer is no longer kept.", field="run")
                 raise NotFound("There is no such run.", field="run")
             return found if who is None else check(who, found)
-        except StoreError as error:
-            logger.error("store: %s: run %s cannot be read", error, run)
-            raise Unavailable("Answers cannot be read right now.", retry_after=2) from error
 
     def read(self, cursor: Cursor, who: str = "") -> Reader | None:
         """A reader of what comes after the cursor; None when the run is over and all was read.
@@ -109,7 +104,8 @@ class Runs:
             runner.stop(Stop.CANCELLED)
             ended = runner.wait(timeout)
         else:
-            ended = self._cancel_elsewhere(found, timeout)
+            with stored(f"run {run} cannot be stopped", "The run cannot be stopped right now."):
+                ended = self._cancel_elsewhere(found, timeout)
         if not ended:
             raise Unavailable("The run has not stopped yet.", field="run", retry_after=1)
         return self.get(run, who)

@@ -74,10 +74,10 @@ ERRORS = {
     404: "There is no such thing, or it is somebody else's.",
     405: "Not this method.",
     408: "The body did not come in time.",
-    409: "The run id belongs to another question.",
+    409: "The run id is another question's, the conversation is busy, or nobody has asked.",
     410: "The answer is no longer kept.",
     413: "The body is too long.",
-    415: "The body is not JSON.",
+    415: "The body is of another type than is taken, or encoded.",
     429: "More than one may have. See Retry-After.",
     503: "Not now. See Retry-After.",
 }

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from flask import Response, current_app, request, url_for
 
 from .access import Visitor
+from .bodies import json_body
 from .dialects.base import Dialect
 from .errors import BadRequest, Forbidden, NotFound, Unauthorized
 from .events import Cursor
 from .permits import Permit
-from .requests import json_body
+from .requests import answered, asked
 from .runs import Runs
 from .starts import NEWEST, Asked
 from .stores.base import Conversation, Run
@@ -54,10 +55,22 @@ def owner() -> str:
     return visitor.principal
 
 
-def start_for(visitor: Visitor, asked: Asked) -> tuple[Run, bool]:
+def input_of(chain: str, value: str | dict[str, Any], field: str = "input") -> dict[str, Any]:
+    """A run's input, of what a client sent for that chain. Raises BadRequest, and NotFound."""
+    most = service().settings.max_question
+    return asked(value, most, runs().starts.chain(chain).source.longest or most, field)
+
+
+def answer_of(value: Any) -> dict[str, Any]:
+    """A run's input that is an answer to what another has asked. Raises BadRequest."""
+    return answered(value, service().settings.max_question)
+
+
+def start_for(visitor: Visitor, asked: Asked, *, counted: bool = False) -> tuple[Run, bool]:
     """Start what a visitor asks for, or find the run that is there.
 
-    Whether this request may start anything is not looked at here.
+    Whether this request may start anything is not looked at here. A start that is `counted`
+    already does not count again.
     """
     access, opened = service().access, visitor.ticket
     if opened is not None:
@@ -71,16 +84,23 @@ def start_for(visitor: Visitor, asked: Asked) -> tuple[Run, bool]:
             run=ticket.run,
             conversation=ticket.conversation,
             parent=ticket.parent or NEWEST,
+            multitask=None,
         )
 
     def admit() -> None:
         if opened is not None and not opened.fresh:
             raise Unauthorized("The ticket has expired.", field="ticket")
-        access.quotas.start(visitor.principal, visitor.address)
+        if not counted:
+            access.quotas.start(visitor.principal, visitor.address)
 
     who = visitor.principal
     most = access.quotas.most(who)
     return runs().starts.start(replace(asked, who=who, most=most, admit=admit))
+
+
+def check_known(visitor: Visitor) -> None:
+    """Raise Unauthorized for who may start nothing here, whatever they would send."""
+    service().access.check_known(visitor, public=runs().starts.public)
 
 
 def check_start(visitor: Visitor, chain: str) -> None:

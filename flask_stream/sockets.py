@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from flask import Blueprint, Flask, Response, g, request
+from flask import Blueprint, Flask, Request, Response, g, request
 
+from .access import Visitor
+from .bodies import body
 from .desk import AllDesks, Desk
-from .errors import BadRequest
+from .errors import BadRequest, Unauthorized
+from .origins import Origins
 from .permits import Permit
-from .requests import body, refuse_head
+from .requests import refuse_head
 from .serving import runs, service, visitor_of
+from .tickets import Ticket
 
 if TYPE_CHECKING:
     from .transports.socketio import Door, SocketIOs
@@ -71,22 +75,57 @@ def add_socketio(blueprint: Blueprint, clients: SocketIOs, door: Door) -> None:
     blueprint.add_url_rule(rule, "socketio_websocket", socketio, websocket=True)
 
 
+class Opener:
+    """Who has opened a Socket.IO session: the session's id alone makes nobody that one.
+
+    Whoever was nobody then, and says who it is in `auth` or never, is known by the id alone.
+    """
+
+    def __init__(self, visitor: Visitor) -> None:
+        self._visitor = visitor
+
+    def sends(self, request: Request) -> bool:
+        """Whether a later request is of the same principal, with the same ticket if any.
+
+        Raises Forbidden for one that a foreign page makes. What excuses that in the handshake, a
+        token or a ticket, excuses it here where it is the same.
+        """
+        access, opened = service().access, self._visitor
+        if not opened.carried:
+            _check_page(access.origins, request)
+        if not opened.known:
+            return True
+        try:
+            visitor = access.visitor(request)
+        except Unauthorized:
+            return False
+        return visitor.principal == opened.principal and _ticket(visitor) == _ticket(opened)
+
+
+def _ticket(visitor: Visitor) -> Ticket | None:
+    return None if visitor.ticket is None else visitor.ticket.ticket
+
+
+def _check_page(origins: Origins, request: Request) -> None:
+    origins.check_page(request, public=True)
+    if request.method == "GET":  # as a WebSocket, or a poll, of which a browser says less
+        origins.check_handshake(request, public=True)
+
+
 def make_door(app: Flask) -> Door:
     """What lets Socket.IO clients in.
 
     Who says nothing of themselves in the handshake may do so in `auth`, and may ask only then.
     """
 
-    def door(environ: Mapping[str, Any], auth: Any) -> tuple[AllDesks, Permit]:
+    def door(environ: Mapping[str, Any], auth: Any) -> tuple[AllDesks, Permit, Opener]:
         with app.request_context(_with(environ, auth)) as context:
             now = context.request
             access, visitor = service().access, visitor_of()
             if not visitor.carried:
-                # Long-polling opens with a GET, of which a browser says where it is from.
-                access.origins.check_page(now, public=True)
-                access.origins.check_handshake(now, public=True)
+                _check_page(access.origins, now)
             permit = Permit(access, now, visitor, service().settings.recheck)
-            return AllDesks(visitor, now), permit
+            return AllDesks(visitor, now), permit, Opener(visitor)
 
     return door
 

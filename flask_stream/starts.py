@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import time
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .cache import Cache
-from .errors import BadRequest, Conflict, NotFound, StoreError, TooMany, Unavailable
+from .errors import BadRequest, Conflict, NotFound, StoreError, TooMany, Unavailable, stored
 from .events import encode, is_id, new_id
-from .history import check_history, title
+from .history import asks, check_history, title
 from .keeper import Times
 from .live import Chain, Live
 from .rights import anyones, check, may
+from .sources.base import NOTHING, answer_of
 from .stores.base import Busy, Full, Run, Store, Terms
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ MULTITASK = ("refuse", "queue", "interrupt", "replace")
 Multitask = Literal["refuse", "queue", "interrupt", "replace"]
 #: A parent that is not named: the conversation's newest run.
 NEWEST = "newest"
+#: Ends after which a run can be gone on with.
+_BROKEN = ("failed", "cancelled")
 #: Seconds that a live run may take to make room for the next.
 _ROOM = 10.0
 #: Seconds that the same run, asked for twice at once, waits for the first to be there.
@@ -59,7 +63,7 @@ class Asked:
     @property
     def resumes(self) -> bool:
         """Whether it is the answer to what another run has asked."""
-        return "resume" in self.value
+        return answer_of(self.value) is not NOTHING
 
 
 class Starts:
@@ -91,6 +95,11 @@ class Starts:
         """What chains there are."""
         return list(self._chains)
 
+    @property
+    def public(self) -> bool:
+        """Whether there is a chain that anyone may ask."""
+        return any(self.chain(name).public for name in self._chains)
+
     def start(self, asked: Asked) -> tuple[Run, bool]:
         """Start a run, or find the one of that id; the run, and whether it is new.
 
@@ -112,22 +121,20 @@ class Starts:
         refusal = chain.refusal() if chain.refusal is not None else None
         if refusal is not None:
             raise Unavailable(refusal, field="chain")
-        try:
+        with stored("no run can be started", "Answers cannot be stored right now."):
             there, claim = self._found(asked.run) if asked.run else (None, "")
             if there is not None:
                 return _same(there, asked.chain, encode(asked.value), asked.who), False
             try:
                 with self._turn(asked, multitask):
                     return self._admitted(chain, asked, multitask)
-            except BaseException:
+            except BaseException as error:
                 if asked.run:
                     self._store.disclaim(f"start:{asked.run}", claim)
+                if isinstance(error, Full):
+                    told = "You have too many answers under way."
+                    raise TooMany(told, retry_after=5) from None
                 raise
-        except Full:
-            raise TooMany("You have too many answers under way.", retry_after=5) from None
-        except StoreError as error:
-            logger.error("store: %s: no run can be started", error)
-            raise Unavailable("Answers cannot be stored right now.", retry_after=2) from error
 
     def _found(self, id: str) -> tuple[Run | None, str]:
         """The run of that id; or None and a claim, for the one caller who is to start it.
@@ -150,23 +157,17 @@ class Starts:
         if multitask != "queue" or asked.parent != NEWEST or not asked.conversation:
             yield
             return
-        key, mine = f"turn:{asked.who}:{asked.conversation}", new_id()
-        until = time.monotonic() + _TWICE
-        while self._store.claim(key, mine, _TWICE) != mine:
-            if time.monotonic() > until:
-                raise Unavailable("Others are asking here.", field="conversation", retry_after=1)
-            time.sleep(0.02)
         try:
-            yield
-        finally:
-            self._store.disclaim(key, mine)
+            with self._store.alone(f"turn:{asked.who}:{asked.conversation}", _TWICE):
+                yield
+        except TimeoutError:
+            told = "Others are asking here."
+            raise Unavailable(told, field="conversation", retry_after=1) from None
 
     def _admitted(self, chain: Chain, asked: Asked, multitask: str) -> tuple[Run, bool]:
         conversation, parent = self._place(asked.who, asked.conversation, asked.parent)
-        if asked.resumes and (parent is None or parent.status != "interrupted"):
-            raise Conflict("This run has not asked for an answer.", field="resume")
-        if asked.resumes and not chain.source.durable:
-            raise Conflict("This chain keeps no state to go on from.", field="resume")
+        if asked.resumes:
+            self._check_answer(chain, answer_of(asked.value), parent)
         check_history(self._store, chain.source, asked.value, parent)
         asked.admit()
         run = Run(
@@ -179,6 +180,20 @@ class Starts:
             created=_after(parent),
         )
         return self._start(chain, run, asked, multitask)
+
+    def _check_answer(self, chain: Chain, answer: Any, parent: Run | None) -> None:
+        """Raise Conflict where nobody has asked, BadRequest for an answer to something else."""
+        if parent is None or parent.chain != chain.name:
+            raise Conflict("This chain has not asked for an answer.", field="resume")
+        # What was broken off goes on with no answer, from where the chain was.
+        if parent.status != "interrupted" and (parent.status not in _BROKEN or answer is not None):
+            raise Conflict("This run has not asked for an answer.", field="resume")
+        if not chain.source.durable:
+            raise Conflict("This chain keeps no state to go on from.", field="resume")
+        ids = asks(self._store, parent)
+        if len(ids) > 1 and not (isinstance(answer, dict) and answer and answer.keys() <= ids):
+            told = "Several things were asked: resume is an object, interrupt id to answer."
+            raise BadRequest(told, field="resume")
 
     def _start(self, chain: Chain, run: Run, asked: Asked, multitask: str) -> tuple[Run, bool]:
         self._live.begin()
@@ -215,6 +230,9 @@ class Starts:
             raise Conflict(
                 "The answer before is still under way in this conversation.", field="conversation"
             )
+        if anyones(run.principal) and run.parent is None:
+            # Nobody's conversations are nobody's: it is the run's id that gives the right.
+            raise Conflict("Say which run this follows, as its parent.", field="parent")
         # The last one first: none that waits for another is to begin when that ends.
         for busy in reversed(self._store.runs(run.principal, run.conversation)):
             if not busy.live:
@@ -227,11 +245,8 @@ class Starts:
 
     def place(self, who: str, conversation: str | None, parent: str | None) -> None:
         """Raise what `start` would raise for this place."""
-        try:
+        with stored("no run can be found"):
             self._place(who, conversation, parent)
-        except StoreError as error:
-            logger.error("store: %s: no run can be found", error)
-            raise Unavailable("Answers cannot be read right now.", retry_after=2) from error
 
     def _place(
         self, who: str, conversation: str | None, parent: str | None
@@ -257,7 +272,7 @@ class Starts:
 def _same(there: Run, chain: str, input: str, who: str) -> Run:
     """The run that is there already, if it is the one that would be started."""
     check(who, there)
-    if (there.chain, there.input) != (chain, input):
+    if there.chain != chain or json.loads(there.input) != json.loads(input):
         raise Conflict("This run id belongs to another question.", field="run")
     return there
 

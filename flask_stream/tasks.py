@@ -24,6 +24,8 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from gevent import monkey
 
+from .events import Said
+
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks for those who go on in an interrupted task's context: the first
@@ -51,10 +53,14 @@ class Task(Protocol):
 
 
 class Scope:
-    """What goes on for one task, in all its greenlets and threads."""
+    """What goes on for one task, in all its greenlets and threads.
+
+    `tell` is where each of them may say something while the task itself waits for them.
+    """
 
     def __init__(self) -> None:
         self.interrupted = False
+        self.tell: Callable[[Said], None] | None = None
         self.noticed = -LEAVE
 
     def notice(self) -> None:
@@ -75,6 +81,14 @@ _shielded: ContextVar[bool] = ContextVar("shielded", default=False)
 def scope() -> Scope:
     """That of the task for which this is done; outside of any task, one that has no end."""
     return _scope.get() or Scope()
+
+
+def pause(seconds: float) -> None:
+    """Wait so long. Raises `Interrupted` as soon as the task is, on a plain thread as well."""
+    here, until = scope(), time.monotonic() + seconds
+    while not here.interrupted and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, 0.1))
+    here.check()
 
 
 @contextmanager

@@ -62,6 +62,14 @@ def in_a_tool(question: str) -> Iterator[str]:
     yield search.invoke({"query": question})
 
 
+@stream.chain("thread")
+def in_a_thread(question: str) -> Iterator[str]:
+    thread = threading.Thread(target=search.invoke, args=({"query": question},))
+    thread.start()
+    thread.join()
+    yield "It says nothing."
+
+
 @stream.chain("told-tool")
 def in_what_a_tool_tells(question: str) -> Iterator[str | BaseMessage]:
     call = {"name": "told", "args": {"query": question}, "id": "call-1", "type": "tool_call"}

@@ -265,10 +265,18 @@ class Client:
     """The official client for Python.
 
     It hears each event in a thread of its own, so they are put in order here, by their ids. With
-    `reconnection` it comes back by itself and resumes, as the README has it.
+    `reconnection` it comes back by itself and resumes, as the README has it. `said` are headers of
+    all its requests, where its own `headers` are those of the handshake alone.
     """
 
-    def __init__(self, url: str, *transports: str, reconnection: bool = False, **options: Any):
+    def __init__(
+        self,
+        url: str,
+        *transports: str,
+        reconnection: bool = False,
+        said: Mapping[str, str] | None = None,
+        **options: Any,
+    ):
         self._reconnection = reconnection
         self._news = threading.Condition()
         self.heard: list[tuple[str, Any]] = []
@@ -276,6 +284,9 @@ class Client:
         self.disconnects: list[str] = []
         self._lost: list[Any] = []
         self._http = requests.Session()
+        if said is not None:
+            self._http.headers.update(said)
+            options["headers"] = dict(said)  # for a WebSocket
         self.official = socketio.Client(
             http_session=self._http,
             reconnection=reconnection,

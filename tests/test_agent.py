@@ -7,6 +7,8 @@ import json
 import math
 import os
 import re
+import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,12 +20,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flask_stream.chains import documents_index
 from flask_stream.chains.documents_index import Index, passages
 from flask_stream.chains.tools import calculator, search_in, time_in
 from flask_stream.errors import ConfigError
 
 from .provider import Provider, Script
-from .server import Server, environment, gunicorn
+from .server import ROOT, Server, environment, gunicorn
 from .sse import ServerSentEvent, Stream, request
 
 
@@ -208,6 +211,174 @@ def test_the_index_follows_the_folder(folder: Path) -> None:
     assert index.search("bees") == []
     new.unlink()
     assert index.search("wasps") == []
+
+
+def test_a_file_whose_name_is_no_text_is_searched_too(folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.md")).write_text("Bees hum.")
+    assert [hit.file for hit in Index(folder).search("bees")] == ["caf\ufffd.md"]
+
+
+def test_a_file_that_cannot_be_read_hides_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_text = Path.read_text
+
+    def read(path: Path, *args: Any, **kwargs: Any) -> str:
+        if path.name == "house.md":
+            raise PermissionError(13, "Permission denied")
+        return read_text(path, *args, **kwargs)
+
+    index = Index(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", read)
+        for _ in range(2):
+            assert [hit.file for hit in index.search("rose tiles")] == ["inner/garden.txt"]
+        assert caplog.messages == ["documents: house.md is not searched: Permission denied"]
+    (folder / "house.md").chmod(0o600)  # its content is as it was
+    assert {hit.file for hit in index.search("rose tiles")} == {"house.md", "inner/garden.txt"}
+
+
+def test_a_reading_that_failed_leaves_nothing_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = Index(folder)
+
+    def failing(text: str, title: str) -> Iterator[tuple[str, str]]:
+        yield from passages(text, title)
+        if title == "garden":  # the last of them
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(documents_index, "passages", failing)
+        with pytest.raises(MemoryError):
+            index.search("tiles")
+    assert len(index.search("tiles roses green")) == 3
+
+
+def test_the_work_grows_with_the_files_and_no_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def steps(files: int) -> list[int]:
+        """What SQLite does for the first search, for one after all has changed, and for another."""
+        folder = tmp_path / str(files)
+        folder.mkdir()
+        for number in range(files):
+            (folder / f"{number}.txt").write_text(f"Bees hum {number}.")
+        done = 0
+
+        def count() -> int:
+            nonlocal done
+            done += 1
+            return 0
+
+        def connected(*args: Any, **kwargs: Any) -> Any:
+            connection = connect(*args, **kwargs)
+            connection.set_progress_handler(count, 1)
+            return connection
+
+        monkeypatch.setattr(sqlite3, "connect", connected)
+        index = Index(folder)
+        found = []
+        for _ in range(2):
+            done = 0
+            assert len(index.search("17")) == 1
+            found.append(done)
+            for file in folder.iterdir():
+                os.utime(file, (1, 1))
+        done = 0
+        for file in sorted(folder.iterdir())[1:]:
+            file.unlink()
+        assert len(index.search("bees")) == 1
+        return [*found, done]
+
+    for few, many in zip(steps(100), steps(800), strict=True):
+        assert many < 12 * few
+
+
+#: What a program can do with an index whose reading waits, without gevent's knowledge, until it
+#: is told to go on. A program that stands still is ended.
+_HELD = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from flask_stream import tasks
+from flask_stream.chains import documents_index
+from flask_stream.chains.documents_index import Index
+
+signal.alarm(40)
+held, go_on = os.pipe()
+reading, passages = [], documents_index.passages
+
+def wait(text, title):
+    reading.append(title)
+    assert os.read(held, 1) == b""
+    return passages(text, title)
+
+documents_index.passages = wait
+index, found = Index(Path(sys.argv[1])), []
+search = lambda: found.append(index.search("roses"))
+
+def until(there):
+    end = time.monotonic() + 30
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+"""
+
+_OTHERS_GO_ON = """
+searches = [threading.Thread(target=search) for _ in range(5)]
+for one in searches:
+    one.start()
+until(lambda: reading)
+assert found == []
+os.close(go_on)
+for one in searches:
+    one.join(30)
+assert len(found) == 5 and all(hits == found[0] != [] for hits in found)
+assert len(reading) == 2
+"""
+
+_STOPPED = """
+task = tasks.start(search, "search")
+until(lambda: reading)
+assert task.interrupt() == tasks.patched()
+left = task.join(5 if tasks.patched() else 0)
+assert left == tasks.patched() and found == []
+os.close(go_on)
+assert index.search("roses")
+"""
+
+_FORKED = """
+documents_index.passages = passages
+child = os.fork()
+search()
+assert len(found[0]) == 1
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+_ENDED = """
+threading.Thread(target=search, daemon=True).start()
+until(lambda: reading)
+os.close(go_on)
+"""
+
+
+@pytest.mark.parametrize("gevent", [True, False], ids=["greenlets", "threads"])
+@pytest.mark.parametrize(
+    "then", [_OTHERS_GO_ON, _STOPPED, _FORKED, _ENDED], ids=["others", "stop", "fork", "end"]
+)
+def test_a_search_holds_nobody_up(folder: Path, gevent: bool, then: str) -> None:
+    patch = "from gevent import monkey; monkey.patch_all()\n" if gevent else ""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", patch + _HELD + then, str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @given(st.text(max_size=5000))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flask_stream.errors import Conflict, StoreError
+from flask_stream.errors import BadRequest, Conflict, StoreError
 from flask_stream.events import Said, chunk, encode
 from flask_stream.keeper import Times
 from flask_stream.live import Chain
@@ -369,6 +369,7 @@ class Asks(Source):
         self.open = threading.Event()
         self.open.set()
         self.questions = 99
+        self.several = False
 
     @property
     def durable(self) -> bool:
@@ -385,6 +386,8 @@ class Asks(Source):
         self.open.wait(20)
         if number <= self.questions and "resume" not in input.value:
             yield "interrupt", encode({"id": f"i{number}", "value": "May I?"})
+            if self.several:
+                yield "interrupt", encode({"id": f"j{number}", "value": "May she?"})
 
 
 class Forgetful(MemoryStore):
@@ -432,6 +435,34 @@ def test_one_that_asks_a_person_is_not_read_again(runs: Runs, source: Asks) -> N
     statuses = [finish(runs, start(runs, QUESTION))[0] for _ in range(2)]
     assert statuses == ["interrupted", "interrupted"]
     assert len(source.asked) == 2
+
+
+def test_an_answer_goes_to_what_was_asked(runs: Runs, source: Asks) -> None:
+    parent = start(runs, QUESTION)
+    assert finish(runs, parent)[0] == "interrupted"
+    runs.starts._chains["other"] = Chain("other", source)  # type: ignore[index]
+    with pytest.raises(Conflict):
+        runs.starts.start(Asked("other", {"resume": "yes"}, who="session:one", parent=parent.id))
+    source.several = True
+    parent = start(runs, QUESTION)
+    events = finish(runs, parent)[1]
+    ids = [event.value()["id"] for event in events if event.type == "interrupt"]
+    assert len(ids) == 2
+    for answer in ("yes", {}, {"i9": "yes"}, {ids[0]: "yes", "x": 1}, [ids[0]]):
+        with pytest.raises(BadRequest) as told:
+            start(runs, {"resume": answer}, parent=parent.id)
+        assert told.value.field == "resume"
+    assert finish(runs, start(runs, {"resume": {ids[1]: "yes"}}, parent=parent.id))[0] == "done"
+
+
+def test_what_was_stopped_goes_on_with_no_answer(runs: Runs, source: Asks) -> None:
+    source.open.clear()
+    parent = start(runs, QUESTION)
+    runs.cancel(parent.id, 10)
+    source.open.set()
+    with pytest.raises(Conflict):
+        start(runs, {"resume": "yes"}, parent=parent.id)
+    assert finish(runs, start(runs, {"resume": None}, parent=parent.id))[0] == "done"
 
 
 def test_what_a_person_says_is_for_that_run_alone(runs: Runs, source: Asks) -> None:
@@ -495,7 +526,7 @@ def test_one_that_is_no_longer_kept_is_asked_anew(
     source.questions = 0
     run = start(runs, QUESTION)
     finish(runs, run)
-    assert store.purge(-1, 10) == 1
+    assert len(store.purge(-1, 10)) == 1
     assert store.get(run.id) is None
     finish(runs, start(runs, QUESTION))
     assert len(source.asked) == 2

@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypedDict
-from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -899,15 +898,13 @@ def restarted(request: pytest.FixtureRequest) -> str:
     return kind
 
 
+@needs_postgres
 def test_a_server_that_is_gone_is_an_error_without_its_password(
-    servers: Callable[[str], Any], opened: Callable[[str], LazySaver], restarted: str
+    servers: Callable[[str], Any], opened: Callable[[str], LazySaver]
 ) -> None:
-    server = servers(restarted)
-    url = server.url
-    if restarted != "postgres":
-        url = url.replace("redis://", f"redis://:{quote(postgres.PASSWORD, safe='')}@")
-    for asked, stopped in ((url, True), (url.replace("se%3A", "wrong"), False)):
-        saver = opened(asked)
+    server = servers("postgres")
+    for url, stopped in ((server.url, True), (server.url.replace("se%3A", "wrong"), False)):
+        saver = opened(url)
         if stopped:
             server.halt()
         try:
@@ -950,6 +947,76 @@ def test_a_copy_shares_the_connection(saver: LazySaver) -> None:
     copy.close()  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError):
         saver.get_tuple(of(thread))
+
+
+# Redis
+
+
+def test_a_url_that_wants_text_is_answered_all_the_same(
+    servers: Callable[[str], Any], opened: Callable[[str], LazySaver]
+) -> None:
+    saver, thread = opened(f"{servers('valkey').url}?decode_responses=True"), new_id()
+    assert ask(saver, of(thread), "one") == ["one", "one: 0"]
+    assert ask(saver, of(thread), "two") == ["one", "one: 0", "two", "two: 2"]
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-lru", "noeviction"])
+def test_a_server_that_would_drop_checkpoints_is_told_at_start(
+    opened: Callable[[str], LazySaver], policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Valkey(maxmemory="100mb", maxmemory_policy=policy) as server:
+        if policy == "allkeys-lru":
+            with pytest.raises(ConfigError, match=r"allkeys-lru deletes .* noeviction") as caught:
+                opened(server.url)
+            assert caught.value.setting == "STREAM_CHECKPOINTS"
+        else:
+            # No checkpoint has a time to live.
+            ask(opened(server.url), of(new_id()), "one")
+        assert not caplog.messages
+        with redis.Redis.from_url(server.url) as admin:
+            admin.config_set("maxmemory", 0)
+            opened(server.url)
+        told = "STREAM_CHECKPOINTS" in caplog.text and "allkeys-lru" in caplog.text
+        assert told == (policy == "allkeys-lru")
+
+
+def test_a_redis_that_is_gone_is_an_error_without_its_password(
+    opened: Callable[[str], LazySaver],
+) -> None:
+    with Valkey(requirepass="se:cret") as server:
+        url = server.url.replace("//", "//:se%3Acret@")
+        saver = opened(url)
+        server.halt()
+        with pytest.raises(StoreError, match=str(server.port)) as gone:
+            saver.get_tuple(of("x"))
+        server.start()
+        assert saver.get_tuple(of("x")) is None
+        with pytest.raises(ConfigError, match="which does not answer") as wrong:
+            opened(url.replace("se%3A", "wrong"))
+        assert wrong.value.setting == "STREAM_CHECKPOINTS"
+        for error in (gone.value, wrong.value):
+            assert "cret" not in "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize("url", ["redis://:s3cret@127.0.0.1:1/0", "unix://:s3cret@/no/such.sock"])
+def test_a_server_that_is_not_there_is_told_at_start(url: str) -> None:
+    with pytest.raises(ConfigError, match="which does not answer") as caught:
+        open_checkpoints(url, "")
+    assert caught.value.setting == "STREAM_CHECKPOINTS"
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_server_that_became_a_replica_is_left_for_the_one_that_is_not(
+    opened: Callable[[str], LazySaver],
+) -> None:
+    with Valkey() as server, Valkey() as primary, redis.Redis.from_url(server.url) as admin:
+        saver, thread = opened(server.url), new_id()
+        ask(saver, of(thread), "one")
+        admin.replicaof("127.0.0.1", primary.port)
+        with pytest.raises(StoreError, match=r"(?i)read only|MASTERDOWN"):
+            ask(saver, of(thread), "two")
+        admin.replicaof("NO", "ONE")
+        assert ask(saver, of(thread), "three")[-1].startswith("three: ")
 
 
 # SQLite
@@ -1003,7 +1070,7 @@ def test_a_locked_file_is_waited_for_and_then_an_error(
         *("postgres://u:se:cret/@host/db", "postgres://u:secret@host:port/db"),
         *("postgres://u:secret@host/db?nonsense=1", "postgresql://u:secret@[/db"),
         *("redis://:secret@host:port", "redis://:se:cret/x@host", "redis://:secret@host?no=1"),
-        *("redis://:secret@host/db", "unix://socket?secret=1", "redis://[:secret"),
+        *("redis://:secret@host/db", "unix://socket?nonsense=secret", "redis://[:secret"),
     ],
 )
 def test_a_wrong_url_is_told_without_its_password(url: str) -> None:

@@ -208,6 +208,13 @@ def test_one_thing_without_an_end_comes_to_an_end(start: str, rest: str) -> None
     assert time.monotonic() - began < 10
 
 
+def test_an_encoding_is_looked_for_where_browsers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "SECONDS", 1.0)
+    began = time.monotonic()
+    assert outcome("a.html", b"<meta" * 2_000_000)
+    assert time.monotonic() - began < 10
+
+
 @given(st.binary(max_size=300))
 def test_no_bytes_raise_anything_else(data: bytes) -> None:
     for kind in ("txt", "html", "pdf"):

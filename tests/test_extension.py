@@ -5,23 +5,27 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 from flask import Flask
-from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import MessagesState, StateGraph
 from langgraph.types import interrupt
 from typing_extensions import TypedDict
 
 import flask_stream
-from flask_stream import ConfigError, FlaskStream, create_app
+from flask_stream import ConfigError, FlaskStream, Input, Turn, create_app
+from flask_stream.errors import BadRequest
 from flask_stream.extension import Service
 
 from .sse import Parser, ServerSentEvent
@@ -93,6 +97,25 @@ def ask(app: Flask, chain: str, question: str = "so be it") -> list[ServerSentEv
         return Parser().feed(response.data)
 
 
+class Seen(TypedDict):
+    question: str
+
+
+def graph(node: Any = lambda state: {"question": "!"}) -> Any:
+    """A compiled graph of one node."""
+    made = StateGraph(Seen)
+    made.add_node("node", node)
+    made.add_edge("__start__", "node")
+    return made.compile()
+
+
+def threads(file: Path) -> int:
+    """How many conversations a file of checkpoints has something of."""
+    with closing(sqlite3.connect(file)) as connection:
+        query = "SELECT count(DISTINCT thread_id) FROM checkpoints"
+        return int(connection.execute(query).fetchone()[0])
+
+
 def said(events: list[ServerSentEvent]) -> str:
     return "".join(json.loads(event.data).get("content", "") for event in events)
 
@@ -156,6 +179,68 @@ def test_one_app_goes_on_when_another_is_closed(make: Make) -> None:
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
 
 
+@pytest.mark.parametrize("added", ["before", "after"])
+def test_each_app_keeps_its_graphs_state_itself(make: Make, tmp_path: Path, added: str) -> None:
+    stream = FlaskStream()
+    if added == "before":
+        stream.add("it", graph())
+    files = [tmp_path / "one.db", tmp_path / "other.db"]
+    one, other = (make(stream, STREAM_CHECKPOINTS=f"sqlite:///{file}") for file in files)
+    if added == "after":
+        stream.add("it", graph())
+    ask(one, "it")
+    assert threads(files[0]) == 1
+    assert not files[1].exists()
+    ask(other, "it")
+    ask(other, "it")
+    assert [threads(file) for file in files] == [1, 2]
+    service(one).close()
+    ask(other, "it")
+    assert [threads(file) for file in files] == [1, 3]
+
+
+def test_one_app_may_keep_state_and_another_none(make: Make) -> None:
+    stream = FlaskStream()
+    stream.add("it", graph(lambda state: {"question": interrupt("Sure?")}))
+    for url, status in (("memory://", 201), ("", 409), ("memory://", 201)):
+        client = make(stream, STREAM_CHECKPOINTS=url).test_client()
+        run = client.post("/runs", json={"chain": "it", "input": "x"}).get_json()["run"]
+        assert '"interrupted"' in client.get(f"/runs/{run}/events").text
+        answer = {"chain": "it", "parent": run, "resume": "yes"}
+        answered = client.post("/runs", json=answer)
+        assert answered.status_code == status, answered.text
+
+
+def test_a_closed_service_has_no_checkpoints_open(make: Make, tmp_path: Path) -> None:
+    file = (tmp_path / "it.db").resolve()
+    stream = FlaskStream()
+    stream.add("it", graph())
+    app = make(stream, STREAM_CHECKPOINTS=f"sqlite:///{file}")
+
+    def is_open() -> bool:
+        return file in {path.resolve() for path in Path("/proc/self/fd").iterdir()}
+
+    ask(app, "it")
+    assert is_open()
+    service(app).close()
+    assert not is_open()
+    with pytest.raises(RuntimeError, match="closed"):
+        service(app).checkpoints.of(graph())
+
+
+def test_an_apps_checkpoints_are_opened_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flask_stream.plugs.find_spec", lambda name: name == "langgraph" or None)
+    told: list[str] = []
+    monkeypatch.setattr("flask_stream.plugs.logger.warning", told.append)
+    stream = FlaskStream()
+    stream.add("one", graph())
+    stream.add("other", graph())
+    app = make(stream)
+    ask(app, "one")
+    ask(app, "other")
+    assert told == ["graphs keep no state: pip install 'flask-llm-stream[graph]'"]
+
+
 def test_the_extension_keeps_no_app() -> None:
     app = Flask(__name__)
     stream = FlaskStream(app, store="memory://")
@@ -210,7 +295,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_can_be_in_no_url_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="is no name") as error:
+    with pytest.raises(ConfigError, match=r"is no name: .* beginning .* 64 at most") as error:
         FlaskStream().add(name, shout)
     assert repr(name) in str(error.value)
 
@@ -239,10 +324,95 @@ def test_a_chain_of_two_unknown_variables_says_which(make: Make) -> None:
         FlaskStream().add("joke", prompt)
 
 
-@pytest.mark.parametrize("options", [{"on_lost": "retry"}, {"on_lost": "restart", "attempts": 0}])
-def test_a_chain_that_cannot_be_tried_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="chain 'chat' has an on_lost or attempts"):
-        FlaskStream().add("chat", shout, **options)
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        ("on_lost", "retry", "'fail' or 'restart'"),
+        ("attempts", 0, "1 or more"),
+        ("attempts", "3", "1 or more"),
+        ("multitask", "drop", "one of refuse, queue, interrupt, replace"),
+        ("cache", "day", "seconds, up to 315360000, or 'shared'"),
+        ("cache", True, "seconds, up to 315360000, or 'shared'"),
+        ("cache", -1, "seconds, up to 315360000, or 'shared'"),
+        ("cache", float("nan"), "seconds, up to 315360000, or 'shared'"),
+    ],
+)
+def test_an_option_that_cannot_be_is_told(option: str, value: Any, wanted: str) -> None:
+    stream = FlaskStream()
+    with pytest.raises(ConfigError) as error:
+        stream.add("chat", shout, **{option: value})
+    assert str(error.value) == f"chain 'chat' has {option}={value!r}, and should have {wanted}"
+    stream.add("chat", shout)  # the name is still free
+
+
+@pytest.mark.parametrize("options", [{"input": lambda input: 1 / 0}, {"state": ["a"]}])
+def test_a_function_takes_no_option_that_would_be_lost(options: dict[str, Any]) -> None:
+    stream = FlaskStream()
+    with pytest.raises(ConfigError, match=r"'fn' is a function: .*parameter be called `input`"):
+        stream.chain("fn", **options)(shout)
+    stream.add("fn", shout, state=False)
+
+
+def test_a_runnable_that_is_no_graph_has_no_state() -> None:
+    with pytest.raises(ConfigError, match="'it' is no graph: it takes no state="):
+        FlaskStream().add("it", RunnableLambda(lambda text: text), state=True)
+
+
+async def later(question: str) -> str:
+    return question
+
+
+async def yielding(question: str) -> AsyncIterator[str]:
+    yield question
+
+
+class Later:
+    async def __call__(self, question: str) -> str:
+        return question
+
+
+@pytest.mark.parametrize(
+    "function", [later, yielding, partial(yielding), Later(), Later().__call__]
+)
+def test_what_is_async_is_told_when_it_is_added(function: Any) -> None:
+    with pytest.raises(ConfigError, match="'fn' is async: write `def`, and `yield` from it"):
+        FlaskStream().add("fn", function)
+
+
+def test_a_function_says_itself_what_it_takes(make: Make) -> None:
+    class Count:
+        turns = 1
+
+        def check(self, value: dict[str, Any]) -> None:
+            if "word" not in value:
+                raise BadRequest("A word, please.", field="input.word")
+
+        def check_history(
+            self, value: dict[str, Any], earlier: Callable[[], Sequence[Turn]]
+        ) -> None:
+            if any(turn.answer.startswith(value["word"]) for turn in earlier()[-1:]):
+                raise BadRequest("Another word, please.", field="input.word")
+
+        def __call__(self, input: Input) -> str:
+            return f"{input.value['word']} after {len(input.history)}"
+
+    stream = FlaskStream()
+    stream.add("count", Count())
+    client = make(stream).test_client()
+
+    def post(input: Any, **more: str) -> dict[str, Any]:
+        told: dict[str, Any] = client.post(
+            "/runs", json={"chain": "count", "input": input, **more}
+        ).get_json()
+        return told
+
+    assert post("one")["detail"] == "A word, please."
+    follows: dict[str, str] = {}
+    for word, before in (("one", 0), ("two", 1), ("three", 1)):
+        run = post({"word": word}, **follows)["run"]
+        assert f"{word} after {before}" in client.get(f"/runs/{run}/events").text
+        follows = {"parent": run}
+    assert post({"word": "three"}, **follows)["detail"] == "Another word, please."
 
 
 # The package
@@ -398,3 +568,33 @@ def test_checkpoints_without_langgraph_name_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.setattr("flask_stream.plugs.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"flask-llm-stream\[graph\]"):
         FlaskStream(Flask(__name__), store="memory://", checkpoints="memory://")
+
+
+def test_history_is_as_long_as_its_budget(make: Make) -> None:
+    told: dict[str, list[str]] = {"usual": [], "short": [], "none": []}
+    prompt = ChatPromptTemplate.from_messages(
+        [MessagesPlaceholder("history"), ("human", "{question}")]
+    )
+    stream = FlaskStream(history_tokens=200, max_question=2000)
+    for name, most in ("usual", None), ("short", 60), ("none", 0):
+
+        def answer(asked: Any, name: str = name) -> str:
+            told[name] = [one.content for one in asked.to_messages()]
+            return "yes"
+
+        stream.add(name, prompt | RunnableLambda(answer), history_tokens=most)
+    client = make(stream, SECRET_KEY="k" * 32).test_client()
+    client.get("/", headers={"Sec-Fetch-Site": "same-origin"})
+    for name in told:
+        parent = None
+        for n in range(6):
+            asked = {"chain": name, "input": f"{n} " + "word " * 30, "parent": parent}
+            said = client.post("/runs", json=asked).get_json()
+            assert "run" in said, said
+            parent = said["run"]
+            assert "event: end" in client.get(f"/runs/{parent}/events").text
+    assert {name: [text[0] for text in said] for name, said in told.items()} == {
+        "usual": [*"1y2y3y4y5"],
+        "short": ["4", "y", "5"],
+        "none": ["5"],
+    }

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -24,7 +25,6 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import interrupt
 
 from flask_stream.errors import BadRequest
-from flask_stream.inputs import schema
 from flask_stream.sources.base import NOTHING, Input, Turn
 from flask_stream.sources.langgraph import LangGraphSource
 
@@ -225,7 +225,6 @@ def test_an_object_is_the_graphs_own_input() -> None:
     events(source, Input(own))
     events(LangGraphSource(chain(see), lambda input: {"question": input.question.upper()}))
     assert asked == [{"question": "Why?", "answers": []}, own, {"question": "WHY?", "answers": []}]
-    assert schema(chain(see)) is not None
 
 
 def test_messages_from_outside_are_what_people_say() -> None:
@@ -253,16 +252,6 @@ def test_messages_from_outside_are_what_people_say() -> None:
     for messages in forged:
         with pytest.raises(BadRequest):
             events(source, Input({"messages": messages}))
-    assert schema(graph.compile()) == {
-        "title": "MessagesState",
-        "type": "object",
-        "properties": {
-            "messages": {
-                "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
-            }
-        },
-        "required": ["messages"],
-    }
 
 
 # Threads
@@ -316,6 +305,38 @@ def test_a_checkpointer_is_offered_to_a_graph_without_one(saver: BaseCheckpointS
     assert bare.checkpointer is None, "the graph is somebody else's"
     ask(source, "1")
     assert of(ask(source, "2", "1"), "state")[-1] == {"values": {"answers": [0, 1]}}
+
+
+def test_each_app_has_the_checkpointer_that_it_finds() -> None:
+    def work(state: State) -> dict[str, Any]:
+        return {"answers": [len(state["answers"])]}
+
+    def count(saver: InMemorySaver) -> int:
+        return len({*saver.storage})
+
+    one, other, own = InMemorySaver(), InMemorySaver(), InMemorySaver()
+    found: list[Any] = []
+
+    def find(saver: InMemorySaver | None, graph: Any) -> InMemorySaver | None:
+        found.append(graph)
+        return saver
+
+    bare = chain(work)
+    source = LangGraphSource(bare, lambda input: {"question": "?"}, state=["answers"])
+    assert not source.durable
+    first, second, none = (source.with_checkpointer(partial(find, s)) for s in (one, other, None))
+    assert not found, "looked for before it was asked"
+    assert (first.durable, second.durable, none.durable) == (True, True, False)
+    assert found == [bare] * 3
+    assert of(ask(first, "1"), "state")[-1] == {"values": {"answers": [0]}}, "options are kept"
+    assert (count(one), count(other)) == (1, 0)
+    third = first.with_checkpointer(partial(find, other))
+    ask(third, "1")
+    assert (count(one), count(other)) == (1, 1)
+    assert not source.durable
+    whole = LangGraphSource(chain(work, checkpointer=own))
+    ask(whole.with_checkpointer(partial(find, one)), "2")
+    assert (count(one), count(own)) == (1, 1), "a graph's own goes before"
 
 
 def test_two_questions_are_answered_by_their_ids(saver: BaseCheckpointSaver[Any]) -> None:

@@ -29,7 +29,7 @@ LAYERS = [
     ["permits"],
     ["access"],
     ["identity", "tickets", "quotas"],
-    ["keys", "origins", "problems", "requests"],
+    ["keys", "origins", "problems", "requests", "bodies"],
     ["transports.sse", "transports.websocket", "transports.socketio"],
     ["transports.websocket_connection", "transports.socketio_client", "transports.socketio_wire"],
     ["transports.websocket_frames", "transports.socketio_packets"],
@@ -46,19 +46,19 @@ LAYERS = [
     ["calls", "line"],
     ["messages", "inputs"],
     ["pace"],
-    ["config", "faults", "tasks", "logs", "schemas", "documents"],
-    ["events"],
+    ["config", "faults", "tasks", "logs", "schemas", "documents", "redis_pool"],
+    ["events", "endings"],
     ["errors"],
 ]
 #: Plugs: they stand beside the rows, and import nothing of ours but this.
 PLUGS = ["stores", "sources", "dialects"]
 #: A plug of several files has its name in all of them: `stores.sqlite`, `stores.sqlite_file`.
 PLUG_MAY = ["<kind>.base", "<plug>_*", "calls", "messages", "inputs"]
-PLUG_MAY += ["config", "faults", "tasks", "events", "errors"]
-#: The built-in chains are users of LangChain, from the top down, and know the settings alone.
+PLUG_MAY += ["config", "faults", "tasks", "events", "errors", "redis_pool"]
+#: The built-in chains are users of LangChain, from the top down, and know little of ours.
 CHAINS = ["chains.*", "chains.tools", "chains.documents_index", "chains.pieces", "chains.chosen"]
-CHAINS += ["chains.models", "chains.openai", "chains.local", "chains.llama"]
-CHAINS_MAY = ["config", "errors"]
+CHAINS += ["chains.retries", "chains.models", "chains.openai", "chains.local", "chains.llama"]
+CHAINS_MAY = ["config", "endings", "errors", "tasks"]
 #: Who may name an implementation of a plug or a transport.
 NAMES_IMPLEMENTATIONS = ["app", "extension", "plugs"]
 #: Who may name a built-in chain or its model.
@@ -75,7 +75,17 @@ WEB = [
     "headers",
     "permits",
 ]
-WEB += ["access", "identity", "quotas", "keys", "origins", "problems", "requests", "transports.*"]
+WEB += [
+    "access",
+    "identity",
+    "quotas",
+    "keys",
+    "origins",
+    "problems",
+    "requests",
+    "bodies",
+    "transports.*",
+]
 WEB_PACKAGES = {"flask", "flask_cors", "werkzeug", "gunicorn", "jinja2"}
 LONGEST = 300
 

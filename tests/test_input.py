@@ -5,15 +5,23 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import math
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from langgraph.graph import MessagesState, StateGraph
+from pydantic import BaseModel
+
+from flask_stream.errors import BadRequest
+from flask_stream.inputs import Fitting
+from flask_stream.requests import asked
 
 from .people import LISTEN, Site, refused, users
 from .provider import Provider
@@ -334,6 +342,63 @@ def test_deep_json_is_refused(
     answer = request("POST", f"{site.url}/runs", body=body.encode(), headers=headers)
     assert answer.status == 400
     assert answer.json()["field"] in ("body", "input")
+
+
+#: Of few bytes, much work or much money.
+MUCH: list[dict[str, Any]] = [
+    {"question": "q", "x": [""] * 10_001},
+    {"a": {str(n): 1 for n in range(10_001)}},
+    {"a": [[""] * 900] * 900},
+    {"a": "x" * 8_001},
+    {"messages": ["x" * 2_000] * 5},
+    {"a": math.inf},
+    {"resume": "x"},
+]
+
+
+@pytest.mark.parametrize("said", MUCH, ids=lambda said: str(said)[:20])
+def test_an_object_is_bounded_like_a_question(said: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest) as told:
+        asked(said, 8_000, 8_000)
+    assert told.value.field == "input"
+
+
+def test_messages_are_not_too_many() -> None:
+    state = StateGraph(MessagesState).add_node("say", lambda _: {}).set_entry_point("say")
+    fitting = Fitting(state.compile())
+    fitting.check({"messages": ["x"] * 100})
+    with pytest.raises(BadRequest) as told:
+        fitting.check({"messages": [""] * 101})
+    assert told.value.field == "input.messages"
+
+
+@pytest.mark.parametrize("name", ["dataclass", "model"])
+def test_a_state_that_has_to_be_whole_is(name: str) -> None:
+    @dataclass
+    class State:
+        question: str
+        n: int = 0
+
+    class Model(BaseModel):
+        question: str
+        n: int = 0
+
+    schema: Any = State if name == "dataclass" else Model
+    graph = StateGraph(schema).add_node("say", lambda _: {}).set_entry_point("say")
+    fitting = Fitting(graph.compile())
+    fitting.check({"question": "a", "n": 1})
+    for said, field in ({"n": 1}, "input"), ({"question": "a", "n": "x"}, "input.n"):
+        with pytest.raises(BadRequest) as told:
+            fitting.check(said)
+        assert told.value.field == field
+
+
+@pytest.mark.parametrize("answer", ["1e999", '"\\ud800"', "[" * 90 + "]" * 90, '"\\u0000"'])
+def test_an_answer_is_checked_like_a_question(site: Site, answer: str) -> None:
+    body = f'{{"chain": "chat", "parent": "0123456789abcdef", "resume": {answer}}}'
+    headers = {"Content-Type": "application/json"}
+    said = request("POST", f"{site.url}/runs", body=body.encode(), headers=headers)
+    refused(said, 400, "resume")
 
 
 PLANTED = {

@@ -29,7 +29,7 @@ from pydantic import Field
 from flask_stream.chains.agent import agent
 from flask_stream.chains.chosen import ChosenModel
 from flask_stream.chains.local import ModelUnavailable
-from flask_stream.chains.models import _USUAL, chosen, make_model, tools_refusal
+from flask_stream.chains.models import _USUAL, chosen, maker, tools_refusal
 from flask_stream.chains.tools import calculator
 from flask_stream.config import Settings
 from flask_stream.errors import Code, ConfigError
@@ -494,16 +494,86 @@ def test_what_a_model_raises_is_the_models_fault(
     assert error in (raised.value, raised.value.__cause__)
 
 
-def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_models.py").write_text(
-        "from tests.test_models import made\nno = lambda: 'nothing'\n"
+@pytest.fixture
+def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module of one's own."""
+    path = tmp_path / "own_models.py"
+    path.write_text(
+        "from tests.test_models import made\n"
+        "no = lambda: 'nothing'\n"
+        "number = 7\n"
+        "def broken():\n    return None.absent\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    yield path
+    sys.modules.pop("own_models", None)
+
+
+def own(setting: str, function: str, module: str = "own_models") -> Settings:
+    if setting == "STREAM_MODEL":
+        return Settings(model=f"{module}:{function}")
+    return Settings(model="local:smollm2", fallback_model=f"{module}:{function}")
+
+
+SETTINGS = pytest.mark.parametrize("setting", ["STREAM_MODEL", "STREAM_FALLBACK_MODEL"])
+
+
+@pytest.mark.usefixtures("own_models")
+def test_a_model_of_ones_own() -> None:
     assert text(said(Settings(model="own_models:made"))) == "mine"
-    for name, told in {"no": "no chat model", "absent": "own_models:absent"}.items():
-        with pytest.raises(ConfigError, match=told):
-            make_model(("module", f"own_models:{name}"), Settings())
-    sys.modules.pop("own_models")
+
+
+@SETTINGS
+@pytest.mark.parametrize("function", ["absent", "number"])
+@pytest.mark.usefixtures("own_models")
+def test_a_function_that_is_not_there_is_told_at_start(setting: str, function: str) -> None:
+    with pytest.raises(ConfigError, match=f"no function {function} in own_models") as caught:
+        ChosenModel(settings=own(setting, function))
+    assert caught.value.setting == setting
+
+
+@SETTINGS
+def test_a_module_that_cannot_be_imported_is_told_at_start(setting: str, own_models: Path) -> None:
+    own_models.write_text("made = 1 / 0\n")
+    with pytest.raises(ConfigError, match="imported: ZeroDivisionError: division by") as caught:
+        ChosenModel(settings=own(setting, "made"))
+    assert caught.value.setting == setting
+
+
+@SETTINGS
+@pytest.mark.usefixtures("own_models")
+def test_a_package_that_cannot_be_imported_is_told_at_start(setting: str, tmp_path: Path) -> None:
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "__init__.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigError, match=r"own_package\.x cannot be imported: Zero") as caught:
+        ChosenModel(settings=own(setting, "made", "own_package.x"))
+    assert caught.value.setting == setting
+
+
+@SETTINGS
+@pytest.mark.usefixtures("own_models")
+def test_what_makes_no_model_is_told_with_its_setting(setting: str) -> None:
+    settings = own(setting, "no")
+    make = maker(setting, ("module", "own_models:no"), settings)
+    with pytest.raises(ConfigError, match="no chat model") as caught:
+        make()
+    assert caught.value.setting == setting
+
+
+@pytest.mark.usefixtures("own_models")
+def test_what_a_function_of_ones_own_trips_over_is_no_wrong_setting() -> None:
+    make = maker("STREAM_MODEL", ("module", "own_models:broken"), Settings())
+    with pytest.raises(AttributeError, match="'absent'"):
+        make()
+
+
+def test_a_function_of_ones_own_is_not_called_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = ones_own(monkeypatch, Whole(answers=[]))
+    make = Mock()
+    monkeypatch.setattr(sys.modules["a_module_of_ones_own"], "make", make)
+    for settings in (Settings(model=name), Settings(model="local:smollm2", fallback_model=name)):
+        ChosenModel(settings=settings)
+    make.assert_not_called()
 
 
 def made() -> GenericFakeChatModel:

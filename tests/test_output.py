@@ -443,6 +443,15 @@ def test_what_a_chain_or_a_tool_raises_is_for_the_operator(
         assert CANARY in json.dumps([line.get("operator") for line in mine])
 
 
+def test_what_a_thread_of_a_chain_raises_is_a_line_like_any_other(leaks: Server) -> None:
+    answer = ask(leaks, "Raise it", "thread")
+    assert end_of(answer)["status"] == "done"
+    ended(leaks, run_of(answer))
+    told_to_the_operator_alone(leaks)
+    (line,) = [line for line in lines(leaks) if line["logger"] == "threads"]
+    assert CANARY in line["operator"]["trace"]
+
+
 def test_a_chain_that_wants_to_exit_ends_its_run_and_nothing_else(provider: Provider) -> None:
     provider.scripts["Go on"] = Script(["still ", "here"], gated=True)
     env = environment(OPENAI_BASE_URL=provider.url)

@@ -10,17 +10,19 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from redis import Redis
 
+from flask_stream.checkpoints import open_checkpoints
 from flask_stream.errors import ConfigError, StoreError
 from flask_stream.events import Event, new_id
+from flask_stream.redis_pool import connection_pool, unfit, without_secrets
 from flask_stream.stores.base import Batch, Conversation, Full, News, Run, Terms
 from flask_stream.stores.redis import RedisStore
-from flask_stream.stores.redis_server import unfit, without_secrets
 
 from .server import ROOT
 from .valkey import Valkey
@@ -228,7 +230,7 @@ def test_a_full_server_lets_what_is_old_or_forgotten_go(
     admin.config_set("maxmemory", 1)
     with pytest.raises(StoreError, match="maxmemory"):
         a_run(store)
-    assert store.purge(50, 10) == 1
+    assert len(store.purge(50, 10)) == 1
     assert store.expired(old) == ""
     assert store.forget("ann", live.conversation)
     admin.config_set("maxmemory", 0)
@@ -269,12 +271,12 @@ def test_only_the_memory_of_expired_runs_has_a_time_to_live(store: RedisStore, a
     store.append([a_batch(old, 0, status="done"), a_batch(live, 0)])
     store.cancel(live)
     assert {admin.ttl(key) for key in admin.keys("*")} == {-1}
-    assert store.purge(50, 10) == 1
+    assert len(store.purge(50, 10)) == 1
     mortal = [key.decode() for key in admin.keys("*") if admin.ttl(key) != -1]
     assert mortal == [f"flask_stream:gone:{old}"]
     assert not [key for key in admin.keys("*") if old in key.decode() and b"gone" not in key]
     store.append([a_batch(live, 1, status="cancelled")])
-    assert store.purge(-10, 10) == 1
+    assert len(store.purge(-10, 10)) == 1
     left = {key.decode() for key in admin.keys("*")}
     assert left == {f"flask_stream:gone:{old}", f"flask_stream:gone:{live}"}
 
@@ -343,12 +345,12 @@ def test_runs_from_before_there_were_conversations_go_on_and_go(
     new = new_run("", conversation)
     assert store.create(new, OWNER, 60, Terms(most=1, alone=True, title="new")) is None
     assert store.runs("", conversation) == [new]
-    assert store.purge(50, 10) == 2
+    assert len(store.purge(50, 10)) == 2
     assert store.expired(ended.id) == store.expired(live.id) == ""
     wanted = Conversation(conversation, "", "new", new.created, new.created)
     assert store.conversations("", 10) == [wanted]
     assert store.append([a_batch(new.id, 0, status="done")]) == [True]
-    assert store.purge(-10, 10) == 1
+    assert len(store.purge(-10, 10)) == 1
     assert store.conversations("", 10) == []
     assert all(b":gone:" in key for key in admin.keys("*"))
 
@@ -491,20 +493,48 @@ def test_two_services_share_a_server_under_two_prefixes(valkey: Valkey, store: R
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("redis://host:port/0", "Port"),
-        ("redis://host/first", "'first' is not a number"),
+        ("redis://host:port/0", "the host or the port"),
+        ("redis://host/first", "the database is not a number"),
         ("redis://host?nosuch=1", "nosuch"),
         ("redis://host?db=one", "db"),
         ("redis://:pass/w0rd@host", "percent-encode"),
+        ("redis://:12/w0rd@host", "percent-encode"),
+        ("redis://:12?w0rd=a@host", "percent-encode"),
+        ("redis://:w0rd", "the host or the port"),
+        ("redis://user:w0rd/0", "the host or the port"),
+        ("redis://:12/w0rd", "the database is not a number"),
+        ("redis://[w0rd]", "the host or the port"),
         ("redis://[::1", "not a Redis URL"),
     ],
 )
-def test_a_bad_url_is_said_at_start(url: str, problem: str) -> None:
-    with pytest.raises(ConfigError, match="STREAM_STORE") as error:
-        RedisStore(url)
+@pytest.mark.parametrize("setting", ["STREAM_STORE", "STREAM_CHECKPOINTS"])
+def test_a_bad_url_is_said_at_start(url: str, problem: str, setting: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        RedisStore(url) if setting == "STREAM_STORE" else open_checkpoints(url, "")
+    assert error.value.setting == setting
     assert problem in str(error.value)
-    assert "pass" not in str(error.value).replace("password", "")
-    assert "w0rd" not in str(error.value)
+    told = "".join(traceback.format_exception(error.value))
+    assert "w0rd" not in told
+    assert "pass/" not in told
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
+def test_a_url_may_say_how_long_is_waited_and_not_what_an_answer_is(scheme: str) -> None:
+    url = f"{scheme}://host/0?decode_responses=True&protocol=3&socket_timeout=9&max_connections=3"
+    pool: Any = connection_pool(url, 2.0, "STREAM_STORE")
+    options = pool.connection_kwargs
+    assert (options["decode_responses"], options["protocol"]) == (False, 2)
+    assert (options["socket_timeout"], options["socket_connect_timeout"]) == (9, 2)
+    assert (pool.max_connections, pool.timeout) == (3, 2)
+    assert options.get("socket_keepalive") == (None if scheme == "unix" else True)
+
+
+def test_a_url_that_wants_text_gives_a_store_what_it_needs(valkey: Valkey) -> None:
+    store = RedisStore(f"{valkey.url}?decode_responses=True")
+    run = a_run(store)
+    assert store.append([a_batch(run, 0)]) == [True]
+    assert [event.seq for event in store.read(run, 0, 10)] == [1]
+    store.close()
 
 
 @pytest.mark.parametrize(
@@ -588,7 +618,7 @@ def test_a_server_that_hides_its_info_is_taken(
     store.cancel(run)
     assert store.news(10) == [News(run, cancel=True)]
     assert store.append([a_batch(run, 1, status="cancelled")]) == [True]
-    assert store.purge(-1, 10) == 1
+    assert len(store.purge(-1, 10)) == 1
     again = new_run("ann")
     assert store.create(again, OWNER, 60, Terms(most=1, alone=True)) is None
     assert len(store.conversations("ann", 10)) == len(store.runs("ann", again.conversation)) == 1

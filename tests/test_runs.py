@@ -6,18 +6,21 @@ import json
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessageChunk
 
 from flask_stream.errors import BadRequest, Conflict, Gone, NotFound, StoreError, Unavailable
 from flask_stream.events import Cursor, Event, Said, new_id
+from flask_stream.history import turns
 from flask_stream.keeper import Times
 from flask_stream.live import Chain
 from flask_stream.log import Log
 from flask_stream.runner import Limits
 from flask_stream.runs import Runs
-from flask_stream.sources.base import Input, Source
+from flask_stream.sources.base import Input, Source, Turn
 from flask_stream.sources.function import FunctionSource
 from flask_stream.starts import Asked
 from flask_stream.stores.base import ANY, Batch, Held, Run, Terms
@@ -306,6 +309,77 @@ def test_a_run_that_the_store_was_away_for_is_not_taken_for_a_dead_workers(
     events = read(runs, run.id)
     assert (text(events), end_of(events)["status"]) == ("ab", "done")
     assert asked == ["?"]
+
+
+def test_a_store_that_can_only_be_read(
+    make: Make, store: MoodyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> str:
+        raise StoreError("no room")
+
+    runs = make(lambda q: iter("a"))
+    runs.check()
+    elsewhere = Run(new_id(), "chain", new_id(), None, "", json.dumps(QUESTION), time.time())
+    store.create(elsewhere, "another", 30)
+    monkeypatch.setattr(store, "cancel", full)
+    monkeypatch.setattr(store, "claim", full)
+    with pytest.raises(Unavailable):
+        runs.cancel(elsewhere.id, 1)
+    with pytest.raises(Unavailable):
+        runs.check()
+
+
+def test_the_same_question_in_another_order_is_the_same(make: Make) -> None:
+    runs = make(lambda input: iter("a"))
+    id = new_id()
+    one, _ = runs.starts.start(Asked("chain", {"a": 1, "b": {"c": 2, "d": 3}}, run=id))
+    two, new = runs.starts.start(Asked("chain", {"b": {"d": 3, "c": 2}, "a": 1}, run=id))
+    assert (one.id, new) == (two.id, False)
+
+
+def test_a_turn_is_whole_messages_and_says_whether_it_came_to_its_end(
+    make: Make, store: MoodyStore
+) -> None:
+    def chain(question: str) -> Iterator[Any]:
+        for n in range(3):
+            for id in ("left", "right"):
+                yield AIMessageChunk(content=f"{id[0]}{n} ", id=id)
+        if question == "fail":
+            raise ValueError
+
+    runs = make(chain)
+    for question, whole in ("go", True), ("fail", False):
+        run, _ = runs.starts.start(Asked("chain", {"question": question}))
+        read(runs, run.id)
+        assert turns(store, run.id, 9) == [Turn(question, "l0 l1 l2 \n\nr0 r1 r2 ", whole)]
+
+
+def test_what_a_chain_keeps_goes_with_its_last_run(store: MoodyStore) -> None:
+    forgotten: list[str] = []
+
+    class Keeps(FunctionSource):
+        def forget(self, thread: str) -> None:
+            forgotten.append(thread)
+
+    threads: list[str] = []
+
+    def function(input: Input) -> Iterator[str]:
+        threads.append(input.thread)
+        yield "a"
+
+    chains = {name: Chain(name, Keeps(function)) for name in ("one", "two")}
+    runs = Runs(store, chains, Times(GENEROUS, 1, 2))
+    try:
+        asked = Asked("one", QUESTION, who="user:ann", conversation=new_id())
+        for chain in ("one", "two"):
+            run, _ = runs.starts.start(replace(asked, chain=chain))
+            wait_for(lambda id=run.id: not store.get(id).live)  # type: ignore[misc,union-attr]
+            time.sleep(1.2)
+        wait_for(lambda: len(forgotten) == 1)
+        assert forgotten == threads[:1]
+        wait_for(lambda: forgotten == threads)
+    finally:
+        runs.close()
 
 
 def test_one_of_many_starts_asks_the_chain(make: Make) -> None:

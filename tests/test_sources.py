@@ -26,10 +26,10 @@ from pydantic import BaseModel
 
 from flask_stream.errors import BadRequest, Code, Fault
 from flask_stream.faults import code_of
-from flask_stream.inputs import schema
+from flask_stream.inputs import fitting
 from flask_stream.sources.base import Input, Source, Turn
 from flask_stream.sources.function import FunctionSource
-from flask_stream.sources.langchain import LangChainSource, fitting
+from flask_stream.sources.langchain import LangChainSource
 
 from .provider import Provider, Script
 
@@ -364,20 +364,6 @@ def test_an_object_is_the_chains_own_input() -> None:
     assert asked["examples"] == [HumanMessage("e")]
     with pytest.raises(BadRequest, match="Messages are a text"):
         fitting(talk)(Input(forged | {"examples": forged["history"]}))
-
-
-def test_the_schema_of_what_may_be_sent() -> None:
-    talk = ChatPromptTemplate.from_messages(
-        [MessagesPlaceholder("history"), MessagesPlaceholder("messages"), ("human", "{mood}")]
-    )
-    described = schema(talk)
-    assert described is not None
-    assert described["properties"].keys() == {"messages", "mood"}
-    assert described["properties"]["messages"]["anyOf"][0] == {"type": "string"}
-    assert sorted(described["required"]) == ["messages", "mood"]
-    assert "$defs" not in described
-    assert schema(GenericFakeChatModel(messages=iter([]))) is None
-    assert schema(lambda question: question) is None
 
 
 def test_a_function_says_text() -> None:

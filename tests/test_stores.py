@@ -584,8 +584,8 @@ def test_old_runs_go_whole_and_only_when_they_are_over(store: Store, other: Stor
     old, young = started(store, created=now - 100), started(store, created=now - 10)
     live = started(store, created=now - 100)
     store.append([ending(old, 0, 5), ending(young, 0), batch(live, 0)])
-    assert other.purge(50, 10) == 1
-    assert other.purge(50, 10) == 0
+    assert len(other.purge(50, 10)) == 1
+    assert len(other.purge(50, 10)) == 0
     assert store.get(old.id) is None
     assert store.read(old.id, 0, 10) == []
     assert store.append([batch(old, 5)]) == [False]
@@ -598,7 +598,7 @@ def test_old_runs_go_whole_and_only_when_they_are_over(store: Store, other: Stor
 def test_no_more_runs_are_removed_than_asked_for(store: Store) -> None:
     runs = [started(store, created=time.time() - 100) for _ in range(5)]
     store.append([ending(run, 0) for run in runs])
-    assert [store.purge(50, 2) for _ in range(4)] == [2, 2, 1, 0]
+    assert [len(store.purge(50, 2)) for _ in range(4)] == [2, 2, 1, 0]
     assert {store.expired(run.id) for run in runs} == {""}
 
 
@@ -762,7 +762,7 @@ def test_what_is_forgotten_is_gone_without_a_trace(store: Store, other: Store) -
         live.id: Held.LOST,
         kept.id: Held.YES,
     }
-    assert store.purge(-10, 10) == 0
+    assert len(store.purge(-10, 10)) == 0
     assert store.get(live.id) is None
 
 
@@ -807,14 +807,14 @@ def test_a_conversation_goes_with_its_last_run(store: Store, other: Store) -> No
     another = started(store, created=now - 100, principal="bob")
     store.append([ending(run, 0) for run in (oldest, old, another)])
     wanted = Conversation(oldest.conversation, "ann", "title", now - 200, now - 100)
-    assert other.purge(120, 10) == 1
+    assert len(other.purge(120, 10)) == 1
     assert store.runs("ann", oldest.conversation) == [live, replace(old, seq=1, status="done")]
     assert store.conversations("ann", 10) == [wanted]
-    assert other.purge(50, 10) == 2
+    assert len(other.purge(50, 10)) == 2
     assert store.conversation("ann", oldest.conversation) == wanted
     assert store.conversations("bob", 10) == []
     over(store, live)
-    assert other.purge(50, 10) == 1
+    assert len(other.purge(50, 10)) == 1
     assert store.conversation("ann", oldest.conversation) is None
     assert store.conversations("ann", 10) == []
     assert store.runs("ann", oldest.conversation) == []
@@ -837,6 +837,22 @@ def test_a_counter_counts(store: Store, other: Store) -> None:
     assert other.count(key, -2, 60) == 5
     assert store.count(key, 0, 60) == 5
     assert store.count(new_id(), 1, 60) == 1
+
+
+def test_of_many_one_is_alone(store: Store, other: Store) -> None:
+    key, inside, most = new_id(), [], []
+
+    def enter(which: int) -> None:
+        with (store, other)[which % 2].alone(key, 20):
+            inside.append(which)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.remove(which)
+
+    together(8, enter)
+    assert most == [1] * 8
+    with store.alone(key, 5), pytest.raises(TimeoutError), other.alone(key, 0.1):
+        pass
 
 
 def test_of_counters_none_is_lost(store: Store, other: Store) -> None:

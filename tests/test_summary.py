@@ -276,6 +276,18 @@ def test_the_end_of_pieces_is_a_summary_of_their_summaries(provider: Provider) -
     assert said[-1] == ("progress", {"done": 1, "total": 1, "label": "Summary"})
 
 
+def test_half_a_summary_is_none(provider: Provider) -> None:
+    provider.script = about
+    turns = [Turn("One.", "First."), Turn("Two.", "Half of", whole=False), Turn("Two.", "Second.")]
+    events(summary(provider), {"finish": True}, *turns)
+    (call,) = provider.calls
+    assert "First." in body(call)
+    assert "Second." in body(call)
+    assert "Half" not in body(call)
+    with pytest.raises(BadRequest):
+        summary(provider).check_history({"finish": True}, lambda: turns[1:2])
+
+
 def test_an_end_after_an_end_reads_what_has_come_since(provider: Provider) -> None:
     turns = [Turn("a", "One."), Turn("b", "Two."), Turn("", "Both."), Turn("c", "Three.")]
     events(summary(provider), {"finish": True}, *turns)

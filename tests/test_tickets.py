@@ -251,6 +251,20 @@ def test_it_is_good_for_no_conversation(site: Site, provider: Provider) -> None:
     assert len(provider.calls) == 1
 
 
+def test_a_ticket_stops_no_other_run(site: Site, provider: Provider) -> None:
+    provider.scripts["live"] = Script(["half of ", "it"], stall=1)
+    alice = site.person("alice")
+    live = site.start("live", alice)
+    conversation = site.status(live, alice).json()["conversation"]
+    for word in ("interrupt", "replace"):
+        made = ticket(site, alice, conversation=conversation)
+        url = f"{site.url}{made['urls']['stream']}&question=q&multitask={word}"
+        with Stream(url, headers=LISTEN) as stream:
+            assert stream.status == 409
+    assert site.status(live, alice).json()["status"] == "running"
+    provider.release()
+
+
 def test_a_ticket_goes_on_with_a_conversation(site: Site, provider: Provider) -> None:
     alice = site.person("alice")
     first = site.finished("first", alice)

@@ -11,13 +11,14 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from socket import SHUT_RDWR, socketpair
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -28,9 +29,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from flask_stream.events import Event
+from flask_stream.errors import NotFound
+from flask_stream.events import Cursor, Event
 from flask_stream.line import Line, Slow, border, frame, parts
-from flask_stream.transports.websocket_frames import objects
+from flask_stream.stores.base import Run
+from flask_stream.tail import Reader
+from flask_stream.transports.base import Bounds
+from flask_stream.transports.websocket_connection import Connection
+from flask_stream.transports.websocket_frames import END, objects
 
 from . import people
 from .people import NOWHERE, Sent, bearer, sealed, token, users
@@ -268,6 +274,19 @@ def test_text_format_is_the_text_and_its_end(site: Server, provider: Provider) -
         assert [socket.next(), socket.next()] == ["Error: The question is empty.", "<END_STREAM>"]
 
 
+def test_what_a_model_says_is_not_its_end(site: Server, provider: Provider) -> None:
+    said = ["Say ", END, "<END_STREAM> ", END, END, "."]
+    provider.script = Script(said)
+    with ws(site, query="?format=text") as socket:
+        socket.say("How do I know that you have finished?")
+        frames: list[str] = []
+        while not frames or frames[-1] != END:
+            frames.append(socket.next())
+        assert "".join(frames) == "".join(said) + END
+        socket.say("And now?")
+        assert socket.next() == "Say "
+
+
 def test_a_refusal_beside_an_answer_is_not_its_end(site: Server, provider: Provider) -> None:
     provider.script = Script(["a", "b"], stall=1)
     with ws(site, query="?format=text") as socket:
@@ -413,6 +432,77 @@ def test_a_message_stops_a_run(site: Server, provider: Provider) -> None:
             assert socket.events("chunk")[0]["type"] == "start"
             socket.ask(cancel=True)
             assert socket.events()[-1]["data"]["status"] == "cancelled"
+
+
+class Faulty:
+    """A desk at which nothing can be stopped."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def start(self, message: Mapping[str, Any]) -> Run:
+        raise AssertionError("nobody asks")
+
+    def read(self, cursor: Cursor) -> Reader | None:
+        raise AssertionError("nobody reads")
+
+    def cancel(self, run: str) -> Run:
+        raise self._error
+
+    def check(self) -> None:
+        """Nothing."""
+
+
+class Forever:
+    """A permit."""
+
+    def due(self) -> float:
+        return float("inf")
+
+    def refusal(self) -> str | None:
+        return None
+
+    def leave(self) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("format", ["native", "text"])
+@pytest.mark.parametrize(
+    ("error", "status", "detail"),
+    [(RuntimeError("secret"), 500, "Something went wrong."), (NotFound("No."), 404, "No.")],
+)
+def test_a_stop_that_fails_is_told(
+    caplog: pytest.LogCaptureFixture, format: str, error: Exception, status: int, detail: str
+) -> None:
+    near, far = socketpair()
+    with near, far:
+        far.settimeout(10)
+        heard = [json.dumps({"cancel": NOWHERE})]
+        gone = threading.Event()
+
+        def receive(timeout: float) -> str | None:
+            if heard:
+                return heard.pop()
+            assert gone.wait(10)
+            connection.leave()
+            return None
+
+        ws = SimpleNamespace(sock=Line(near, patience=1), receive=receive, input_buffer=[])
+        bounds = Bounds(heartbeat=60, patience=60, size=BODY)
+        connection = Connection(ws, Faulty(error), Forever(), bounds, format)
+        with ThreadPoolExecutor(1) as pool:
+            talking = pool.submit(connection.talk)
+            said = {"status": status, "detail": detail, "field": None, "run": NOWHERE}
+            wanted = frame(json.dumps({"id": None, "type": "error", "data": said}))
+            if format == "text":
+                wanted = frame(f"Error: {detail}") + frame(END)
+            told = b""
+            while len(told) < len(wanted):
+                told += far.recv(65536)
+            gone.set()
+            talking.result()
+        assert told == wanted
+    assert ("RuntimeError: secret" in caplog.text) == (status == 500)
 
 
 def test_a_run_can_be_stopped_on_another_connection(site: Server, provider: Provider) -> None:

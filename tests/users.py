@@ -39,7 +39,7 @@ model = ChatOpenAI(
 )
 stream.add("chat", model)
 stream.add("other", model)
-stream.add("open", model, public=True)
+stream.add("open", model, public=os.environ.get("USERS_PUBLIC") != "no")
 
 
 @app.post("/login/<user>")

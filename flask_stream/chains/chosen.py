@@ -20,27 +20,31 @@ from langchain_core.runnables import Runnable, RunnableBinding
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr
 
+from .. import tasks
 from ..config import Settings
+from ..endings import ended
 from ..errors import Code, Fault
 from .local import ModelUnavailable
-from .models import chosen, fallback, make_model
+from .models import chosen, fallback, maker
+from .retries import backoff, own_retries, passes
 
 logger = logging.getLogger(__name__)
 
 #: Blocks of content that may be without any.
 _EMPTY = {"text", "reasoning"}
-#: How an answer of OpenAI's says that it is over: in chat completions, and in responses.
-_ENDINGS = {"finish_reason", "status"}
 #: Errors that say why a model has failed. What else comes out of one is its error, too.
 _SAYING = (Fault, ModelError, TimeoutError, ConnectionError)
 
 
 class ChosenModel(BaseChatModel):
-    """Asks the settings' model, and the fallback where that fails before its first token.
+    """Asks the settings' model, once more where it fails before its first token, then the fallback.
 
     That is the first text, reasoning or piece of a tool call. Never after it: what has been shown
-    is not said again in other words. Raises ConfigError for settings that cannot work, when it is
-    made; and what a model raises, or Fault where that does not tell that it was a model's.
+    is not said again in other words. What a server refuses, the model's client asks for again; an
+    answer that breaks off is asked for again here. Neither more often than the settings say.
+
+    Raises ConfigError for settings that cannot work, when it is made; and what a model raises, or
+    Fault where that does not tell that it was a model's.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -52,9 +56,13 @@ class ChosenModel(BaseChatModel):
     _models: list[Callable[[], BaseChatModel]] = PrivateAttr(default_factory=list)
 
     def model_post_init(self, context: Any, /) -> None:
-        for name in (chosen(self.settings), fallback(self.settings)):
-            if name is not None:
-                self._models.append(_once(name, self.settings))
+        asked = {
+            "STREAM_MODEL": chosen(self.settings),
+            "STREAM_FALLBACK_MODEL": fallback(self.settings),
+        }
+        for setting, model in asked.items():
+            if model is not None:
+                self._models.append(_once(maker(setting, model, self.settings)))
 
     @property
     def _llm_type(self) -> str:
@@ -75,32 +83,43 @@ class ChosenModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        most = self.settings.model_retries + 1
         for place, make in enumerate(self._models, 1):
-            # What says nothing is held back, but only while another could be asked instead.
-            begun = place == len(self._models)
-            heard = False
-            held: list[ChatGenerationChunk] = []
-            try:
-                with closing(self._asked(make(), messages, stop, kwargs)) as chunks:
-                    for chunk in chunks:
-                        heard = True
-                        held.append(chunk)
-                        begun = begun or _says(chunk.message)
-                        while begun and held:
-                            yield _told(held.pop(0), run_manager)
-                if not heard or not (begun or _ended(held)):
-                    raise Fault(Code.MODEL_ERROR)
-            except Exception as error:
-                if not begun:
-                    logger.warning("model: %s: the fallback is asked", error)
-                    continue
-                fault = _fault(error)
-                if fault is None:
-                    raise
-                raise fault from error
-            for chunk in held:
-                yield _told(chunk, run_manager)
-            return
+            final = place == len(self._models)
+            asked = 0
+            again = True
+            while again:
+                # What says nothing is held back, but only while it could be asked for once more.
+                begun = final and asked + 1 >= most
+                heard = False
+                held: list[ChatGenerationChunk] = []
+                model: BaseChatModel | None = None
+                try:
+                    model = make()
+                    with closing(self._asked(model, messages, stop, kwargs)) as chunks:
+                        for chunk in chunks:
+                            heard = True
+                            held.append(chunk)
+                            begun = begun or _says(chunk.message)
+                            while begun and held:
+                                yield _told(held.pop(0), run_manager)
+                    if not heard or not (begun or _ended(held)):
+                        raise Fault(Code.MODEL_ERROR)
+                except Exception as error:
+                    took = 1 if heard or model is None else 1 + own_retries(model, error)
+                    asked += took
+                    again = not begun and asked + took <= most and passes(error)
+                    if begun or (final and not again):
+                        fault = _fault(error)
+                        if fault is None:
+                            raise
+                        raise fault from error
+                    logger.warning("model: %s: %s", error, "again" if again else "the fallback")
+                else:
+                    for chunk in held:
+                        yield _told(chunk, run_manager)
+                    return
+                tasks.pause(backoff(asked) if again else 0)
 
     def _asked(
         self,
@@ -177,12 +196,11 @@ def _says(message: BaseMessage) -> bool:
 
 
 def _ended(chunks: list[ChatGenerationChunk]) -> bool:
-    """Whether an answer without content is over: in OpenAI's protocol it says so itself."""
-    about: set[str] = set()
+    """Whether an answer without content is over."""
+    about: dict[str, Any] = {}
     for chunk in chunks:
-        about |= (chunk.generation_info or {}).keys() | chunk.message.response_metadata.keys()
-    openai = any(c.message.response_metadata.get("model_provider") == "openai" for c in chunks)
-    return not openai or bool(about & _ENDINGS)
+        about |= (chunk.generation_info or {}) | chunk.message.response_metadata
+    return ended(about)
 
 
 def _fault(error: Exception) -> Fault | None:
@@ -193,14 +211,14 @@ def _fault(error: Exception) -> Fault | None:
     return None if says else Fault(Code.MODEL_ERROR)
 
 
-def _once(name: tuple[str, str], settings: Settings) -> Callable[[], BaseChatModel]:
+def _once(first: Callable[[], BaseChatModel]) -> Callable[[], BaseChatModel]:
     made: list[BaseChatModel] = []
     lock = threading.Lock()
 
     def make() -> BaseChatModel:
         with lock:  # the first question may come with others beside it
             if not made:
-                made.append(make_model(name, settings))
+                made.append(first())
             return made[0]
 
     return make

@@ -10,9 +10,10 @@ import importlib
 import logging
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 from langchain_core.language_models import BaseChatModel
 
@@ -99,10 +100,16 @@ def tools_refusal(settings: Settings) -> str | None:
     return None
 
 
-def make_model(setting: tuple[str, str], settings: Settings) -> BaseChatModel:
-    """A model, ready to be asked. The embedded one may have to be fetched and started first."""
-    provider, name = setting
-    return _PROVIDERS[provider](name, settings) if provider != "module" else _own(name)
+def maker(setting: str, model: tuple[str, str], settings: Settings) -> Callable[[], BaseChatModel]:
+    """What makes a setting's model, ready to be asked.
+
+    The embedded one may have to be fetched and started first. Raises ConfigError where a function
+    of one's own is not there; the function itself is not called yet.
+    """
+    provider, name = model
+    if provider != "module":
+        return partial(_PROVIDERS[provider], name, settings)
+    return partial(_own, setting, name, _function(setting, name))
 
 
 def _importable(module: str) -> bool:
@@ -110,16 +117,26 @@ def _importable(module: str) -> bool:
         return bool(module) and find_spec(module) is not None
     except (ImportError, ValueError):
         return False
+    except Exception:  # of a package that it is in: `_function` tells it
+        return True
 
 
-def _own(name: str) -> BaseChatModel:
+def _function(setting: str, name: str) -> Callable[[], object]:
     module, _, function = name.partition(":")
     try:
-        model = getattr(importlib.import_module(module), function)()
-    except AttributeError as error:
-        raise ConfigError("STREAM_MODEL", f"is {name!r}: {error}") from error
+        found = getattr(importlib.import_module(module), function, None)
+    except Exception as error:  # whatever a module may trip over
+        told = f"is {name!r}, and {module} cannot be imported: {type(error).__name__}: {error}"
+        raise ConfigError(setting, told) from error
+    if not callable(found):
+        raise ConfigError(setting, f"is {name!r}, and there is no function {function} in {module}")
+    return cast(Callable[[], object], found)
+
+
+def _own(setting: str, name: str, function: Callable[[], object]) -> BaseChatModel:
+    model = function()
     if not isinstance(model, BaseChatModel):
-        raise ConfigError("STREAM_MODEL", f"is {name!r}, which makes no chat model")
+        raise ConfigError(setting, f"is {name!r}, which makes no chat model")
     return model
 
 

@@ -25,6 +25,7 @@ from langchain_core.messages import AIMessageChunk, BaseMessage, HumanMessage, S
 from langchain_core.messages.ai import add_ai_message_chunks
 
 from ..config import Settings
+from ..endings import cut, ended
 from ..errors import BadRequest, Code, Fault
 from .chosen import ChosenModel
 from .models import chosen
@@ -45,11 +46,6 @@ FINAL = "These are summaries of consecutive parts of a document. Summarise the w
 
 #: Calls at a time, where the settings leave it to us: of a local model, and of others.
 LOCAL, REMOTE = 1, 4
-#: How an answer of OpenAI's says that it is over: in chat completions, and in responses.
-_ENDINGS = {"finish_reason", "status"}
-#: Why an answer ended, where that was a limit of tokens.
-_REASONS = ("finish_reason", "stop_reason", "done_reason")
-_LIMITS = {"length", "max_tokens", "max_output_tokens", "model_length"}
 
 #: What the chain yields: pieces of messages, and events as pairs of type and data.
 Yielded = AIMessageChunk | tuple[str, dict[str, Any]]
@@ -68,6 +64,8 @@ class Summary:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        #: Characters of its input: it measures for itself, and says of what.
+        self.longest = settings.max_upload
         self._model = ChosenModel(settings=settings)
         usual = LOCAL if chosen(settings)[0] == "local" else REMOTE
         self._parallel = settings.summary_parallel or usual
@@ -174,12 +172,12 @@ def _said(model: BaseChatModel, messages: list[BaseMessage], id: str) -> Saying:
             yield chunk.model_copy(update={"id": id})
     whole = add_ai_message_chunks(*chunks)
     about = whole.response_metadata
-    if about.get("model_provider") == "openai" and not about.keys() & _ENDINGS:
+    if not ended(about):
         raise Fault(Code.MODEL_ERROR)  # the connection ended, and the answer had not
     if usage := whole.usage_metadata:
         counts = {name: count for name, count in usage.items() if isinstance(count, int)}
         yield "usage", {"model": about.get("model_name") or about.get("model"), **counts}
-    if any(str(about.get(reason)).lower() in _LIMITS for reason in _REASONS):
+    if cut(about):
         yield "custom", {"name": "cut", "value": "max_tokens"}
     return whole.text
 
@@ -244,6 +242,8 @@ def _summaries(turns: Sequence[Turn]) -> list[str]:
     """What was answered to the pieces so far, since and with the last summary of all of them."""
     found: list[str] = []
     for turn in turns:
+        if not turn.whole:  # half of a summary is none: its piece can be sent again
+            continue
         if not turn.question:  # `{"finish": true}` is no text: its answer stands for all before
             found.clear()
         if turn.answer.strip():

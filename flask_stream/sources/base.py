@@ -1,7 +1,8 @@
 """What a source is: it turns what a chain streams into events.
 
-A source is made once per chain and asked once per run. It says only what the chain said: the
-first event of a log (`start`) and the last (`end`) belong to the run.
+A source is made once per chain, and one that keeps state once more for each app
+(`with_checkpointer`); it is asked once per run. It says only what the chain said: the first event
+of a log (`start`) and the last (`end`) belong to the run.
 """
 
 from __future__ import annotations
@@ -15,13 +16,20 @@ from ..events import Said
 
 #: No answer at all: an answer may be anything that JSON can say, null included.
 NOTHING: Final = object()
+#: In place of an answer: the parent had asked nothing, it was broken off and is to go on.
+BROKEN_OFF: Final = object()
+
+
+#: Tokens of earlier turns, about, that a question brings along, where nothing else is said.
+HISTORY_TOKENS = 8000
 
 
 class Turn(NamedTuple):
-    """An earlier question of the conversation, and what was answered."""
+    """An earlier question of the conversation, and what was answered, to its end or not."""
 
     question: str
     answer: str
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +39,9 @@ class Input:
     `value` is the decoded `input` of the run: `{"question": "…"}`, or what the chain's own
     schema asks for. `run` and `parent` are the ids of this run and of the one that it follows.
     `thread` is where a graph keeps its state: the same for all runs of a conversation. `resume`
-    is the answer to what the parent has asked, or `NOTHING`.
+    is the answer to what the parent has asked, `NOTHING`, or `BROKEN_OFF`. `before` are the runs
+    before this one, the parent first, and how many turns of the history have begun after each.
+    `history_tokens` is how much of the history, about, reaches a chain as messages.
     """
 
     value: dict[str, Any]
@@ -40,10 +50,17 @@ class Input:
     parent: str | None = None
     thread: str = ""
     resume: Any = NOTHING
+    before: Sequence[tuple[str, int]] = ()
+    history_tokens: int = HISTORY_TOKENS
 
     @property
     def question(self) -> str:
         return str(self.value["question"])
+
+
+def answer_of(value: dict[str, Any]) -> Any:
+    """The answer that this input is to what the parent has asked; NOTHING for a question."""
+    return value["resume"] if value.keys() == {"resume"} else NOTHING
 
 
 class Source(ABC):
@@ -51,6 +68,9 @@ class Source(ABC):
 
     #: Earlier turns that a question brings along at most; what the model can take is the chain's.
     turns: int = 50
+    #: Characters that the texts of an input which is an object may have together; None for as many
+    #: as a question.
+    longest: int | None = None
 
     @property
     def durable(self) -> bool:
@@ -75,6 +95,14 @@ class Source(ABC):
 
         Closing the generator closes the chain's. Raises whatever the chain raises, or `Fault`.
         """
+
+    def with_checkpointer(self, find: Callable[[Any], Any]) -> Source:
+        """The same chain as one app has it: what keeps nothing is in all apps the same.
+
+        `find` gives the checkpointer that the app has for a graph, or None. It is called when the
+        graph is first asked.
+        """
+        return self
 
     def forget(self, thread: str) -> None:  # noqa: B027 - most keep nothing
         """Remove what is kept of a conversation. Raises whatever keeps it raises."""

@@ -8,6 +8,18 @@ all that the run was started with. An event is a pair of its type and its data:
         for number in range(1, 4):
             yield "progress", {"done": number, "total": 3}
             yield f"{number} "
+
+A function, or an object that is called like one, may have attributes that are asked, too:
+
+`check(value)` is called with a run's input before the run is started, and raises BadRequest for
+one that the function cannot take. Without it, a function that takes the question takes nothing
+else, and one that takes all takes anything.
+`check_history(value, earlier)` is called after it, and raises BadRequest for an input that cannot
+come after the turns that `earlier()` gives.
+`turns` is how many turns `input.history` and `earlier()` have at most, the last ones: 50, if it is
+not there.
+`longest` is how many characters the texts of an input which is an object may have together: as
+many as a question, if it is not there.
 """
 
 from __future__ import annotations
@@ -47,6 +59,7 @@ class FunctionSource(Source):
         self._function = function
         self._whole = _takes_input(function)
         self.turns = getattr(function, "turns", self.turns)
+        self.longest = getattr(function, "longest", self.longest)
 
     def check(self, value: dict[str, Any]) -> None:
         # A function that takes it all knows best what it can take, and may say so.

@@ -15,11 +15,9 @@ from langchain_core.runnables import RunnableConfig
 from ..calls import Calls, custom
 from ..errors import Code, Fault
 from ..events import Said
-from ..inputs import Fitting, fitting, history
+from ..inputs import Fitting, fitting
 from ..messages import Messages
 from .base import Input, Source
-
-__all__ = ["LangChainSource", "Streams", "fitting", "history"]
 
 
 class Streams(Protocol):
@@ -55,7 +53,7 @@ class LangChainSource(Source):
                 if calls.told:
                     yield from calls.take()
         except Exception as error:
-            yield from calls.take()
+            yield from calls.rest()
             if calls.failed_with(error):
                 raise Fault(Code.MODEL_ERROR) from error
             raise

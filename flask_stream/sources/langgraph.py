@@ -19,30 +19,32 @@ gevent's knowledge: while one writes, no other stream of the worker moves.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.config import get_config
 from langgraph.pregel import Pregel
 from langgraph.types import Command, StreamMode
 
 from .. import tasks
-from ..calls import Calls
+from ..calls import Calls, Posted
 from ..errors import Code, Fault
 from ..events import Said, new_id
 from ..inputs import Fitting
-from .base import NOTHING, Input, Source
+from .base import BROKEN_OFF, NOTHING, Input, Source
 from .langgraph_events import Events, Shown
 from .langgraph_saver import shielded
-from .langgraph_threads import RUN, How, Place, find, note, take_back
+from .langgraph_threads import RUN, How, Place, answer, find, note
 
-#: Events that begin something new.
-_BOUNDS = {"message", "step", "tool_result"}
 #: A checkpointer, or what finds one when it is first needed.
 Offered = BaseCheckpointSaver[Any] | Callable[[], BaseCheckpointSaver[Any] | None] | None
 
+#: The mode in which a place is posted: the one that a node asks of another graph least of all.
+_POSTED: StreamMode = "tasks"
 _MODES: list[StreamMode] = ["messages", "updates", "custom", "tasks"]
 
 
@@ -82,6 +84,14 @@ class LangGraphSource(Source):
     def _graph(self) -> Pregel[Any, Any, Any, Any]:
         return self._compiled.copy(update={"checkpointer": self._saver})
 
+    def with_checkpointer(
+        self, find: Callable[[Any], BaseCheckpointSaver[Any] | None]
+    ) -> LangGraphSource:
+        graph = self._compiled
+        return LangGraphSource(
+            graph, self._prepare, state=self._state, checkpointer=lambda: find(graph)
+        )
+
     def forget(self, thread: str) -> None:
         if self._saver is not None:
             with tasks.shield():
@@ -95,11 +105,17 @@ class LangGraphSource(Source):
         return self._saver is not None
 
     def stream(self, input: Input) -> Generator[Said, None, None]:
-        calls = Calls()
+        calls = Calls(_post)
         place = find(self._saver, input) if self._saver is not None else Place(How.FRESH, {})
+        asks = place.how is How.FOLLOWS and place.asks
+        if self._saver is not None and asks and input.resume not in (NOTHING, BROKEN_OFF):
+            place, given = answer(self._saver, place, input.resume)
+            input = replace(input, resume=given)
         # A second try goes on in the same log: its messages are not those of the first.
         prefix = f"{new_id()[:6]}-m" if place.how is How.CONTINUES else "m"
-        events = Events(self._state, prefix)
+        said = [*input.value.values(), *(turn.question for turn in input.history)]
+        asked = (one for one in said if isinstance(one, str))
+        events = Events(self._state, prefix, asked)
         config: RunnableConfig = {"callbacks": [calls], "configurable": place.configurable}
         if input.run:
             config["metadata"] = {RUN: input.run}
@@ -114,13 +130,14 @@ class LangGraphSource(Source):
         )
         try:
             for namespace, mode, data in chunks:
-                for said in events.of(namespace, mode, data):
-                    # What a call has cost is known before its last words have come through here.
-                    if calls.told and (said[0] in _BOUNDS or calls.told[0][0] == "custom"):
-                        yield from calls.take()
-                    yield said
+                if mode == _POSTED and isinstance(data, Posted):
+                    yield from calls.posted(data)
+                else:
+                    yield from events.of(namespace, mode, data)
+                if calls.told:
+                    yield from calls.take()
         except Exception as error:
-            yield from calls.take()
+            yield from calls.rest()
             if calls.failed_with(error):
                 raise Fault(Code.MODEL_ERROR) from error
             raise
@@ -138,17 +155,28 @@ class LangGraphSource(Source):
         if input.resume is not NOTHING:
             if place.how is not How.FOLLOWS:
                 raise ValueError("the graph knows nothing of the run that has asked")
-            if self._saver is not None:
-                take_back(self._saver, place)
             # At a breakpoint nothing was asked: an answer would be taken for a later question's.
-            return Command(resume=input.resume) if place.asks else None
+            answered = place.asks and input.resume is not BROKEN_OFF
+            return Command(resume=input.resume) if answered else None
         follows = place.how is How.FOLLOWS
         if self._prepare is not None:
             return _marked(self._prepare(input))
-        asked = self._fitting(input, remembered=follows)
+        if follows:
+            missed = len(input.history) - place.missed
+            input = replace(input, history=input.history[max(0, missed) :])
+        asked = self._fitting(input)
         if follows and isinstance(asked, dict) and "messages" in asked:
             asked["messages"] = [*place.unanswered(), *asked["messages"]]
         return _marked(asked)
+
+
+def _post(place: Posted) -> None:
+    """Put it among what the graph streams, so that all comes in the order in which it was said.
+
+    Raises RuntimeError or KeyError outside of a node.
+    """
+    # Not by the writer that a node has: in a graph that a node streams, that is the node's own.
+    get_config()["configurable"]["__pregel_stream"](((), _POSTED, place))
 
 
 def _marked(asked: Any) -> Any:

@@ -9,13 +9,15 @@ repeated, and repeating it changes nothing that the first try may already have d
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from ..events import Event
+from ..events import Event, new_id
 
 RUNNING = "running"
 
@@ -122,6 +124,14 @@ class News(NamedTuple):
     cancel: bool
 
 
+class Purged(NamedTuple):
+    """A run that was removed for its age: whose it was."""
+
+    chain: str
+    principal: str
+    conversation: str
+
+
 class Store(ABC):
     """Keeps logs."""
 
@@ -178,10 +188,10 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def purge(self, age: float, limit: int) -> int:
+    def purge(self, age: float, limit: int) -> list[Purged]:
         """Remove up to `limit` whole runs created over `age` seconds ago that are not live.
 
-        A conversation without any run is removed with its last one.
+        What each of them was. A conversation without any run is removed with its last one.
         """
 
     # Conversations
@@ -232,6 +242,19 @@ class Store(ABC):
     @abstractmethod
     def disclaim(self, key: str, value: str) -> None:
         """Unset a key, if it is set to that value."""
+
+    @contextmanager
+    def alone(self, key: str, patience: float) -> Iterator[None]:
+        """Be the only one who is in here by that key. Raises TimeoutError after `patience`."""
+        mine, until = new_id(), time.monotonic() + patience
+        while self.claim(key, mine, patience) != mine:
+            if time.monotonic() > until:
+                raise TimeoutError(key)
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            self.disclaim(key, mine)
 
     # News
 

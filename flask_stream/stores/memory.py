@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from ..events import Event
-from .base import ANY, Batch, Busy, Conversation, Full, Held, News, Run, Store, Terms
+from .base import ANY, Batch, Busy, Conversation, Full, Held, News, Purged, Run, Store, Terms
 
 V = TypeVar("V")
 
@@ -141,7 +141,7 @@ class MemoryStore(Store):
                 log.run = replace(log.run, attempt=log.run.attempt + 1)
             return [log.run for log in adopted]
 
-    def purge(self, age: float, limit: int) -> int:
+    def purge(self, age: float, limit: int) -> list[Purged]:
         before = time.time() - age
         with self._changed:
             old = (r.run for r in self._logs.values() if r.run.created < before and not r.run.live)
@@ -155,7 +155,7 @@ class MemoryStore(Store):
                     self._drop(run.principal, run.conversation)
             while len(self._expired) > _TOMBSTONES:
                 del self._expired[next(iter(self._expired))]
-            return len(purged)
+            return [Purged(run.chain, run.principal, run.conversation) for run in purged]
 
     def _drop(self, principal: str, conversation: str) -> None:
         del self._talks[principal][conversation]

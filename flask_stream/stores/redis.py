@@ -24,21 +24,22 @@ were stored before there were conversations are in none, and nobody's to list or
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any
 
-from ..errors import ConfigError, StoreError
+from ..errors import ConfigError
 from ..events import Event
-from .base import ANY, Batch, Busy, Conversation, Full, Held, News, Run, Store, Terms
+from .base import ANY, Batch, Busy, Conversation, Full, Held, News, Purged, Run, Store, Terms
 
 try:
     from redis import Redis
     from redis.backoff import NoBackoff
-    from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+    from redis.exceptions import NoScriptError
     from redis.retry import Retry
 except ImportError as missing:
     raise ConfigError(
@@ -46,9 +47,11 @@ except ImportError as missing:
         "is in Redis, and its client is not installed: pip install 'flask-llm-stream[redis]'",
     ) from missing
 
+from ..redis_pool import TIMEOUT, check, connection_pool, store_errors, without_secrets
 from .redis_news import Ear
 from .redis_records import fields, ms, pairs, to_conversation, to_run
-from .redis_server import check, connection_pool, short, without_secrets
+
+logger = logging.getLogger(__name__)
 
 #: Milliseconds for which an expired run is remembered at least.
 REMEMBERED = 3_600_000
@@ -62,11 +65,13 @@ class RedisStore(Store):
     not keep logs. The connections are made where they are used: none is carried through a fork.
     """
 
-    def __init__(self, url: str, *, prefix: str = "flask_stream:", timeout: float = 5.0) -> None:
+    def __init__(
+        self, url: str, *, prefix: str = "flask_stream:", timeout: float = TIMEOUT
+    ) -> None:
         self._shown = without_secrets(url)
-        self._pool = connection_pool(url, timeout)
+        self._pool = connection_pool(url, timeout, "STREAM_STORE")
         self._redis: Any = Redis(connection_pool=self._pool)
-        check(self._redis, self._shown)
+        _look_at(check(self._redis, self._shown, "STREAM_STORE"), self._shown)
         self._prefix = prefix
         self._live, self._ended = f"{prefix}live", f"{prefix}ended"
         self._cancelled = f"{prefix}cancelled"
@@ -142,10 +147,11 @@ class RedisStore(Store):
             adopted = self._call(_ADOPT, (self._live,), self._run, owner, ms(lease), limit)
         return [to_run(run.decode(), pairs(each)) for run, each in adopted]
 
-    def purge(self, age: float, limit: int) -> int:
+    def purge(self, age: float, limit: int) -> list[Purged]:
         before, remember = repr(time.time() - age), max(ms(age), REMEMBERED)
         with self._errors():
-            return int(self._call(_PURGE, (self._ended,), self._prefix, before, remember, limit))
+            gone = self._call(_PURGE, (self._ended,), self._prefix, before, remember, limit)
+        return [Purged(*(text.decode() for text in of)) for of in gone]
 
     # Conversations
 
@@ -243,15 +249,18 @@ class RedisStore(Store):
             **self._pool.connection_kwargs | {"retry": Retry(NoBackoff(), 0)}
         )
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (RedisError, OSError) as error:
-            if isinstance(error, ReadOnlyError):
-                # A failover has made this server a replica: its name may lead elsewhere now.
-                self._pool.disconnect(inuse_connections=False)
-            raise StoreError(f"{self._shown}: {short(error)}") from error
+    def _errors(self) -> AbstractContextManager[None]:
+        return store_errors(self._pool, self._shown)
+
+
+def _look_at(info: Mapping[str, Any], shown: str) -> None:
+    policy = str(info.get("maxmemory_policy", ""))
+    if policy.startswith("volatile-") and info.get("maxmemory"):
+        logger.warning(
+            "STREAM_STORE: %s has the maxmemory-policy %s, which forgets counts and claims before "
+            "their time when memory runs out: set it to noeviction",
+            *(shown, policy),
+        )
 
 
 class _Script:

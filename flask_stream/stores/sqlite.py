@@ -22,7 +22,7 @@ from ..events import Event
 from ..tasks import NativeThread
 from . import sqlite_file as file
 from . import sqlite_statements as sql
-from .base import ANY, Batch, Busy, Conversation, Full, Held, News, Run, Store, Terms
+from .base import ANY, Batch, Busy, Conversation, Full, Held, News, Purged, Run, Store, Terms
 from .sqlite_news import Ear, Seen
 
 #: Batches stored by one statement, of six values each: SQLite takes 999 of them anywhere.
@@ -150,11 +150,11 @@ class SqliteStore(Store):
         self._ear.hold([run.id for run in adopted])
         return adopted
 
-    def purge(self, age: float, limit: int) -> int:
+    def purge(self, age: float, limit: int) -> list[Purged]:
         before = time.time() - age
         if not self._run(sql.OLD, (before,)).rows:
-            return 0
-        return self._run(sql.PURGE, (before, limit)).changed
+            return []
+        return [Purged(*row) for row in self._run(sql.PURGE, (before, limit)).rows]
 
     # Conversations
 

@@ -100,6 +100,7 @@ PURGE = """
 DELETE FROM runs WHERE number IN (
     SELECT number FROM runs WHERE status <> 'running' AND created < ? ORDER BY created LIMIT ?
 )
+RETURNING chain, principal, conversation
 """
 EXPIRED = "SELECT principal FROM expired WHERE id = ?"
 

@@ -26,8 +26,8 @@ from socketio.exceptions import ConnectionRefusedError as Refused
 from ..errors import BadRequest, ConfigError, RequestError, Unavailable
 from ..events import new_id
 from ..pace import Every
-from .base import LOOK, SPREAD, Bounds, Desk, Permit
-from .socketio_client import Client
+from .base import LOOK, SPREAD, Bounds
+from .socketio_client import Client, LetIn
 from .socketio_wire import Taken, Wire, check_payload, joined, make_server, upgrades
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 _LET_IN = "flask_stream.let_in"
 #: What a server tells itself, and no client tells it.
 _RESERVED = ("connect", "disconnect")
-LetIn = tuple[Desk, Permit]
 NAMES = {"stream_question": Client.ask, "stream_resume": Client.resume}
 NAMES |= {"stream_cancel": Client.cancel}
 
@@ -45,7 +44,7 @@ class Door(Protocol):
     """Lets clients in: asked with their handshake, and with what they say of themselves in it."""
 
     def __call__(self, environ: Mapping[str, Any], auth: Any) -> LetIn:
-        """Their desk, and a place that has to be left. Raises RequestError."""
+        """Their desk, a place that has to be left, and who it is. Raises RequestError."""
 
 
 class SocketIOs:
@@ -139,7 +138,7 @@ class SocketIOs:
     # In
 
     def prepare(self, request: Request) -> None:
-        """See whether a request can be answered here. Raises BadRequest, and Unavailable."""
+        """See whether a request can be answered here. Raises RequestError."""
         session = request.args.get("sid")
         if "j" in request.args:
             raise BadRequest("There is no JSONP.", field="j")
@@ -149,7 +148,7 @@ class SocketIOs:
                 raise BadRequest("A session is opened with a GET.", field="sid")
             if self._draining():
                 raise Unavailable("This worker is being replaced.", retry_after=1)
-        elif session not in self._clients:
+        elif (client := self._clients.get(session)) is None or not client.opener.sends(request):
             raise BadRequest(
                 "This worker has no such session. With several workers, long-polling needs sticky "
                 'sessions, or clients that say transports: ["websocket"].',
@@ -173,7 +172,7 @@ class SocketIOs:
             try:
                 return self._server.handle_request(environ, start_response)
             finally:
-                for _, permit in waiting:  # Engine.IO has refused it
+                for _, permit, _ in waiting:  # Engine.IO has refused it
                     permit.leave()
 
         if upgrades(request):
@@ -186,7 +185,7 @@ class SocketIOs:
 
     def _enter(self, session: str, let_in: LetIn) -> Client:
         # Another's wire knows nothing of several packets in one.
-        new = Client(self._server, session, *let_in, joined if self.own else list)
+        new = Client(self._server, session, let_in, joined if self.own else list)
         with self._lock:
             client = self._clients.setdefault(session, new)
             if self._look is None:
@@ -217,10 +216,10 @@ class SocketIOs:
     def _introduce(self, client: Client, environ: dict[str, Any], auth: Any) -> None:
         client.leave()  # it takes one place, not two
         try:
-            client.greet(*self._door(environ, auth))
+            client.greet(self._door(environ, auth))
         except RequestError:
             try:
-                client.greet(*self._door(environ, None))
+                client.greet(self._door(environ, None))
             except RequestError:
                 client.go()
             raise

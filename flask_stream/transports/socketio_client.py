@@ -6,9 +6,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from engineio.exceptions import EngineIOError
+from flask import Request
 
 from ..errors import BadRequest, RequestError
 from ..events import Cursor, Event
@@ -32,6 +33,17 @@ _LOOK = 0.02
 _LEAVE = 2.0
 
 
+class Opener(Protocol):
+    """Who has opened a session."""
+
+    def sends(self, request: Request) -> bool:
+        """Whether a later request of the session is theirs. Raises RequestError."""
+
+
+#: Who was let in: what they may do, a place that has to be left, and who it is.
+LetIn = tuple[Desk, Permit, Opener]
+
+
 class Client:
     """Whoever is at the other end of an Engine.IO session, over whichever of its two wires."""
 
@@ -39,8 +51,7 @@ class Client:
         self,
         server: Any,
         session: str,
-        desk: Desk,
-        permit: Permit,
+        let_in: LetIn,
         join: Callable[[Sequence[str]], Sequence[str]],
     ) -> None:
         self._server = server
@@ -53,10 +64,13 @@ class Client:
         self._poll: str | None = None
         self._post: str | None = None
         self._polls = False
-        self.greet(desk, permit)
+        #: Whose requests are the session's, whatever it says of itself later.
+        self.opener = let_in[2]
+        self.greet(let_in)
 
-    def greet(self, desk: Desk, permit: Permit) -> None:
+    def greet(self, let_in: LetIn) -> None:
         """This is who it is, and what it may."""
+        desk, permit, _ = let_in
         self._permit = permit
         self._refused = False
         self.check = permit.due()

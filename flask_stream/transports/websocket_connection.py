@@ -116,6 +116,9 @@ class Connection:
             self._talk.desk.cancel(run)
         except RequestError as error:
             self._refuse(error, run)
+        except Exception:  # nobody else would say so
+            logger.exception("websocket: a run was not stopped")
+            self._refuse(_Failed("Something went wrong."), run)
         finally:
             self._stopping.discard(run)
 

@@ -35,7 +35,10 @@ def _said(events: Sequence[Event]) -> Iterator[str]:
     for event in events:
         if event.type == "chunk":
             data = event.value()
-            if data["kind"] == "text" and data["content"]:
+            if data["kind"] == "text" and data["content"] == END:
+                yield END[:1]  # what a model says is not its end
+                yield END[1:]
+            elif data["kind"] == "text" and data["content"]:
                 yield data["content"]
         elif event.type == "end":
             error = event.value()["error"]

@@ -1,0 +1,103 @@
+"""Services that have Socket.IO: fixtures, and what their clients are to be told.
+
+A test module takes what it needs as its own: `site, _site = sio_sites.site, sio_sites._site`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .provider import Provider
+from .server import Server
+from .sio import Poll, Told, Wire
+from .socketio_js import fetch
+from .test_websocket import run_of, wires
+
+TRANSPORTS = [["polling"], ["websocket"], ["polling", "websocket"]]
+transports = pytest.mark.parametrize("transports", TRANSPORTS, ids="+".join)
+#: Either wire, packet by packet.
+either = pytest.mark.parametrize("opened", [Wire, Poll])
+Opened = Callable[..., Any]
+#: What these types call `id` themselves.
+OWN_ID = {"message": "message_id", "tool_call": "tool_call_id", "tool_result": "tool_call_id"}
+#: A handshake that could be any client's.
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    "Sec-WebSocket-Version": "13",
+}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the official client for browsers is, once a test asks for it."""
+    return tmp_path_factory.mktemp("client")
+
+
+@pytest.fixture(scope="session")
+def official(folder: Path) -> Path:
+    """The official client for browsers."""
+    return fetch(folder)
+
+
+@pytest.fixture(scope="module")
+def _site(
+    _provider: Provider, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    client = folder / "package" / "dist"
+    made = wires(_provider, tmp_path_factory.mktemp("wires"), body_timeout=1.5, WIRES_CLIENT=client)
+    with made as server:
+        yield server
+
+
+@pytest.fixture
+def site(_site: Server, provider: Provider) -> Server:
+    """One worker, whose time limits are short."""
+    return _site
+
+
+@contextmanager
+def two_of(provider: Provider, folder: Path, **settings: object) -> Iterator[list[Server]]:
+    """Two services with one store."""
+    with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
+        made = [wires(provider, folder, **settings) for _ in "12"]
+        yield list(pool.map(stack.enter_context, made))
+
+
+def as_told(events: list[Told]) -> list[Told]:
+    """A run's log, as Socket.IO has to tell it."""
+    run, full, found = run_of(events[0]), "", []
+    for event in events:
+        type, data = event["type"], dict(event["data"])
+        if type in OWN_ID:
+            data[OWN_ID[type]] = data.pop("id")
+        if type == "chunk" and data["kind"] == "text":
+            full += data["content"]
+        if type == "end" and data["error"] is None:
+            data = {"full_response": full, "status": data["status"], "run": run}
+        elif type == "end":
+            type, error = "error", data["error"]
+            data = {"error": error["message"], "code": error["code"], "run": run}
+            data["retryable"] = error["retryable"]
+        found.append({"id": event["id"], "type": type, "data": data})
+    return found
+
+
+def fresh(name: str = "r") -> str:
+    """A run's id of one's own."""
+    return f"{name * 8}{random.randrange(10**20):020}"
+
+
+def asked(client: Any, message: Any) -> list[Told]:
+    """All that a question is answered with."""
+    client.emit("stream_question", message)
+    events: list[Told] = client.events()
+    return events
