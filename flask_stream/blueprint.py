@@ -31,6 +31,7 @@ from .requests import (
     number,
     refuse_head,
 )
+from .runner import STOP_WAIT
 from .serving import (
     answer_of,
     check_known,
@@ -58,8 +59,6 @@ HERE = Path(__file__).parent
 TEMPLATES = next(p for p in (HERE / "templates", HERE.parent / "templates") if p.is_dir())
 #: Where documents are read.
 reader = NativeThread()
-#: Seconds that a request to cancel waits for the model to have stopped.
-CANCEL_WAIT = 10.0
 
 
 def make_blueprint(
@@ -152,7 +151,7 @@ def events(run: str) -> ResponseReturnValue:
 
 def cancel(run: str) -> ResponseReturnValue:
     """`POST /runs/<run>/cancel`: answers when the model has really stopped."""
-    return described(runs().cancel(run, CANCEL_WAIT, visitor_of(run).principal))
+    return described(runs().cancel(run, STOP_WAIT, visitor_of(run).principal))
 
 
 def ask(chain: str) -> ResponseReturnValue:

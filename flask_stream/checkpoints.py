@@ -40,7 +40,8 @@ def open_checkpoints(url: str, folder: str) -> LazySaver | None:
     """The saver that a URL names, None for none; a relative SQLite path is one in `folder`.
 
     It connects when it is first asked, in each process. Raises ConfigError for a URL that is
-    none, and where a package is missing; what it raises later is told by `LazySaver`.
+    none, for a Redis that would not keep what it is given, and where a package is missing; what
+    it raises later is told by `LazySaver`.
     """
     serde = JsonPlusSerializer(pickle_fallback=False, allowed_msgpack_modules=None)
     scheme, _, rest = url.partition("://")
@@ -60,9 +61,10 @@ def open_checkpoints(url: str, folder: str) -> LazySaver | None:
         check(url)
         return LazySaver(lambda: PostgresPool(url, serde), serde)
     if scheme in ("redis", "rediss", "unix"):
-        from .checkpoints_redis import RedisServer, connection_pool
+        from .checkpoints_redis import RedisServer
+        from .checkpoints_redis import check as check_redis
 
-        connection_pool(url)
+        check_redis(url)
         return LazySaver(lambda: RedisServer(url, serde), serde)
     raise ConfigError(
         "STREAM_CHECKPOINTS",

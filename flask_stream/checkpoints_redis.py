@@ -12,7 +12,7 @@ from .checkpoints_redis_saver import RedisSaver
 from .errors import ConfigError
 
 try:
-    from redis import BlockingConnectionPool, Redis
+    from redis import Redis
 except ImportError as missing:
     raise ConfigError(
         "STREAM_CHECKPOINTS",
@@ -27,16 +27,14 @@ T = TypeVar("T")
 SETTING = "STREAM_CHECKPOINTS"
 
 
-def connection_pool(url: str) -> BlockingConnectionPool:
-    """Connections to the server of that URL, which was asked whether it would keep checkpoints.
+def check(url: str) -> None:
+    """Ask the server of that URL whether it would keep checkpoints; no connection is left open.
 
-    None is left open. Raises ConfigError for a URL that is none, and for a server that is not
-    there or that would not.
+    Raises ConfigError for a URL that is none, and for a server that is not there or would not.
     """
     pool = redis_pool.connection_pool(url, redis_pool.TIMEOUT, SETTING)
     server: Any = Redis(connection_pool=pool)
     redis_pool.check(server, redis_pool.without_secrets(url), SETTING)
-    return pool
 
 
 class RedisServer(Opened):

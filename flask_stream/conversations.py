@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from .errors import BadRequest, NotFound, stored
 from .events import is_id
 from .rights import anyones
+from .runner import STOP_WAIT
 from .stores.base import Conversation, Run, Store
 
 logger = logging.getLogger(__name__)
@@ -17,8 +18,6 @@ logger = logging.getLogger(__name__)
 MOST, USUAL = 100, 30
 #: Characters of a title.
 LONGEST = 200
-#: Seconds that a live run may take to stop before its conversation is removed.
-_STOP = 10.0
 
 
 class Conversations:
@@ -77,7 +76,7 @@ class Conversations:
             runs = self._store.runs(who, id)
             for run in reversed(runs):
                 if run.live:
-                    self._cancel(run.id, _STOP)
+                    self._cancel(run.id, STOP_WAIT)
             self._store.forget(who, id)
         for run in {run.chain: run for run in runs}.values():
             self._forget(run)

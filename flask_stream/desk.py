@@ -13,13 +13,12 @@ from .errors import BadRequest
 from .events import Cursor, new_id
 from .requests import Message, fields
 from .rights import anyones
+from .runner import STOP_WAIT
 from .serving import answer_of, input_of, runs, service, start_for
 from .starts import NEWEST, Asked
 from .stores.base import Run
 from .tail import Reader
 
-#: Seconds that a Stop may take.
-_CANCEL = 10.0
 _TEXTS = ("question", "message", "input")
 
 
@@ -128,4 +127,4 @@ class Desk:
 
     def cancel(self, run: str) -> Run:
         self._visitor.check_run(run)
-        return self._runs.cancel(run, _CANCEL, self._visitor.principal)
+        return self._runs.cancel(run, STOP_WAIT, self._visitor.principal)

@@ -3,7 +3,7 @@
     StreamError
     ├── ConfigError            a setting is wrong: raised at start, names the setting
     ├── StoreError             the store cannot be reached or did not do what was asked
-    ├── RequestError           the client asked for something it cannot have: a 4xx or 503
+    ├── RequestError           the client cannot have what it asked for: a 4xx, 500 or 503
     │   ├── BadRequest         400, names the field
     │   ├── Unauthorized       401
     │   ├── Forbidden          403
@@ -14,6 +14,7 @@
     │   ├── TooLarge           413
     │   ├── UnsupportedType    415
     │   ├── TooMany            429, with Retry-After
+    │   ├── Failed             500: over a WebSocket or Socket.IO, where no server says so
     │   └── Unavailable        503, with Retry-After
     ├── ModelUnavailable       the embedded model cannot be had (in `chains.local`)
     └── Fault                  a run ended badly: one of the codes below
@@ -139,6 +140,16 @@ class Unavailable(RequestError):
 
     status = 503
     title = "Service unavailable"
+
+
+class Failed(RequestError):
+    """What was asked was right, and something here was not."""
+
+    status = 500
+    title = "Internal server error"
+
+    def __init__(self) -> None:
+        super().__init__("Something went wrong.")
 
 
 @contextmanager

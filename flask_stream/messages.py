@@ -70,7 +70,8 @@ class Messages:
             if message is None:
                 message = self._next("", None)
                 self._silent[message] = _opening(message, "assistant", None)
-            yield from self._open(message)
+            if self._silent:
+                yield from self._open(message)
             yield "chunk", chunk(text, message, kind)
 
     def said(self, said: BaseMessage, node: str | None = None, scope: str = "") -> Iterator[Said]:
@@ -88,7 +89,8 @@ class Messages:
             self._silent[message] = _opening(message, _role(said), node)
         self._current[scope] = message
         for part in self._parts(said, message):
-            yield from self._open(message)
+            if self._silent:
+                yield from self._open(message)
             yield part
         if message in self._calls:
             yield from self._open(message)

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from .config import Settings
+from .identity import COOKIE
 from .requests import Ask, MakeTicket, Rename, Start
 from .schemas import (
     CONVERSATION,
@@ -30,7 +31,7 @@ def description(settings: Settings, chains: list[str], root: str) -> dict[str, A
     """The description; `root` is the path that the app is mounted at."""
     auth = {
         "securitySchemes": {
-            "session": {"type": "apiKey", "in": "cookie", "name": "stream_session"},
+            "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
             "bearer": {"type": "http", "scheme": "bearer"},
             "ticket": {"type": "apiKey", "in": "query", "name": "ticket"},
         },

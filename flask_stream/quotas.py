@@ -38,7 +38,7 @@ class Quotas:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._store = store
-        self._starts = _Starts(settings)
+        self._starts = _StartLimits(settings)
         self._worker = settings.max_streams_per_worker
         self._open: Counter[str] = Counter()
         self._seats = 0
@@ -128,7 +128,7 @@ class Seat:
             quotas.rise(self._keys)
 
 
-class _Starts:
+class _StartLimits:
     """Starts per principal and per address."""
 
     def __init__(self, settings: Settings) -> None:

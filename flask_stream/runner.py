@@ -25,6 +25,8 @@ from .sources.base import Input, Source
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that whoever stops a run waits for it to have ended.
+STOP_WAIT = 10.0
 #: A chain that never blocks would never let another run: it gives way after so many seconds,
 #: sooner at its beginning, so that the first words of many runs do not wait for each other.
 FIRST_SLICE, SLICE = 0.0005, 0.005

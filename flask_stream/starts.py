@@ -19,6 +19,7 @@ from .history import asks, check_history, title
 from .keeper import Times
 from .live import Chain, Live
 from .rights import anyones, check, may
+from .runner import STOP_WAIT
 from .sources.base import NOTHING, answer_of
 from .stores.base import Busy, Full, Run, Store, Terms
 
@@ -31,8 +32,6 @@ Multitask = Literal["refuse", "queue", "interrupt", "replace"]
 NEWEST = "newest"
 #: Ends after which a run can be gone on with.
 _BROKEN = ("failed", "cancelled")
-#: Seconds that a live run may take to make room for the next.
-_ROOM = 10.0
 #: Seconds that the same run, asked for twice at once, waits for the first to be there.
 _TWICE = 10.0
 
@@ -238,7 +237,7 @@ class Starts:
             if not busy.live:
                 continue
             logger.info("run %s: %ss run %s", run.id, multitask, busy.id)
-            self._cancel(busy.id, _ROOM)
+            self._cancel(busy.id, STOP_WAIT)
             if multitask == "replace" and run.parent == busy.id:
                 run = dataclasses.replace(run, parent=busy.parent)
         return run

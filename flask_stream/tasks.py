@@ -249,7 +249,7 @@ class NativeThread:
         A caller that is interrupted leaves; the function runs to its end. Raises RuntimeError
         when the thread is closed.
         """
-        pool = self._pool or self._open()
+        pool = self._open() if self._pool is None else self._pool  # an idle one is false
         work = partial(function, *args, **kwargs)
         if not patched():
             return cast(T, pool.submit(work).result())

@@ -983,8 +983,8 @@ def test_a_server_that_would_drop_checkpoints_is_told_at_start(
 def test_a_redis_that_is_gone_is_an_error_without_its_password(
     opened: Callable[[str], LazySaver],
 ) -> None:
-    with Valkey(requirepass="se:cret") as server:
-        url = server.url.replace("//", "//:se%3Acret@")
+    with Valkey(requirepass="pa:ssw0rd") as server:
+        url = server.url.replace("//", "//:pa%3Assw0rd@")
         saver = opened(url)
         server.halt()
         with pytest.raises(StoreError, match=str(server.port)) as gone:
@@ -992,10 +992,10 @@ def test_a_redis_that_is_gone_is_an_error_without_its_password(
         server.start()
         assert saver.get_tuple(of("x")) is None
         with pytest.raises(ConfigError, match="which does not answer") as wrong:
-            opened(url.replace("se%3A", "wrong"))
+            opened(url.replace("pa%3A", "wrong"))
         assert wrong.value.setting == "STREAM_CHECKPOINTS"
         for error in (gone.value, wrong.value):
-            assert "cret" not in "".join(traceback.format_exception(error))
+            assert "ssw0rd" not in "".join(traceback.format_exception(error))
 
 
 @pytest.mark.parametrize("url", ["redis://:s3cret@127.0.0.1:1/0", "unix://:s3cret@/no/such.sock"])

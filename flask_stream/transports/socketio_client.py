@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from engineio.exceptions import EngineIOError
 from flask import Request
 
-from ..errors import BadRequest, RequestError
+from ..errors import BadRequest, Failed, RequestError
 from ..events import Cursor, Event
 from ..tail import Reader, Shared
 from ..talk import Talk
@@ -159,7 +159,7 @@ class Client:
             return self.refuse(error, args)
         except Exception:  # a fault in one message must not be the end of all
             logger.exception("socketio: a message was not understood")
-            return self.refuse(_Failed("Something went wrong."), args)
+            return self.refuse(Failed(), args)
 
     def allowed(self) -> bool:
         """Whether it may still read; else it is told, and sent away for good."""
@@ -270,8 +270,3 @@ class Client:
 
 class Unread(Exception):
     """It says much, and reads nothing."""
-
-
-class _Failed(RequestError):
-    status = 500
-    title = "Internal server error"

@@ -12,7 +12,7 @@ from typing import Any
 from wsproto.events import CloseConnection
 from wsproto.utilities import LocalProtocolError
 
-from ..errors import BadRequest, RequestError
+from ..errors import BadRequest, Failed, RequestError
 from ..line import PING, ROOM, UNHEARD, Line, Slow, frame, parts
 from ..tail import Reader, Shared
 from ..talk import Talk, check_room
@@ -88,7 +88,7 @@ class Connection:
             self._refuse(error, asked.get("run"))
         except Exception:  # a fault in one message must not be the end of all
             logger.exception("websocket: a message was not understood")
-            self._refuse(_Failed("Something went wrong."), asked.get("run"))
+            self._refuse(Failed(), asked.get("run"))
 
     def _obey(self, message: dict[str, Any]) -> None:
         if "cancel" in message:
@@ -118,7 +118,7 @@ class Connection:
             self._refuse(error, run)
         except Exception:  # nobody else would say so
             logger.exception("websocket: a run was not stopped")
-            self._refuse(_Failed("Something went wrong."), run)
+            self._refuse(Failed(), run)
         finally:
             self._stopping.discard(run)
 
@@ -184,8 +184,3 @@ class Connection:
         self._gone = True
         self._talk.leave()
         self._permit.leave()
-
-
-class _Failed(RequestError):
-    status = 500
-    title = "Internal server error"
