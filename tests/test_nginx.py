@@ -119,10 +119,12 @@ def two(provider: Provider, tmp_path: Path) -> Iterator[list[Server]]:
 def test_a_token_comes_through_before_the_next_is_said(proxied: str, provider: Provider) -> None:
     provider.script = Script(["a", "b", "c"], gated=True)
     with Stream(f"{proxied}/stream_chat?question=nginx") as stream:
-        assert [stream.next_event() is not None for _ in ("start", "message")]
+        assert stream.next_event() is not None  # start
         for token in "abc":
             provider.allow()
             event = stream.next_event()
+            if token == "a":  # the message opens with its first word
+                event = stream.next_event()
             assert event is not None
             assert f'"content":"{token}"' in event.data
 
