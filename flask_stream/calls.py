@@ -6,7 +6,7 @@ run has been stopped.
 
 Each call is told as a `usage` event. An answer that the model cut off at its token limit is told
 as well, once per call: `custom`, `{"name": "cut", "value": "max_tokens"}`. What a chain dispatches
-(`dispatch_custom_event`) is `custom`, too.
+(`dispatch_custom_event`) is `custom`, too, or `progress`.
 
 All of it goes out when it is told, while the chain is still at work and yields nothing: by the way
 on which the chain streams, where that has a place for it, else straight to whoever asked.
@@ -140,5 +140,11 @@ class Calls(BaseCallbackHandler):
 
 
 def custom(name: str, value: Any) -> Said:
-    """A `custom` event; of a value that JSON cannot say, what it can."""
+    """A `custom` event, or `progress` for what is called so and is some.
+
+    Of a value that JSON cannot say, what it can.
+    """
+    if name == "progress" and isinstance(value, dict) and {"done", "total"} <= value.keys():
+        told = {name: plain(value.get(name)) for name in ("done", "total", "label")}
+        return "progress", encode(told)
     return "custom", encode({"name": name, "value": plain(value)})

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from langchain_core.callbacks import dispatch_custom_event
+from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeMessagesListChatModel, GenericFakeChatModel
 from langchain_core.messages import (
@@ -21,6 +22,7 @@ from langchain_core.messages import (
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import RunnableGenerator, RunnableLambda
+from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
@@ -40,8 +42,8 @@ def events(source: Source, input: Input = QUESTION) -> list[tuple[str, Any]]:
     return [(type, json.loads(data)) for type, data in source.stream(input)]
 
 
-def chunks(source: Source) -> list[str]:
-    return [data["content"] for type, data in events(source) if type == "chunk"]
+def chunks(source: Source, input: Input = QUESTION) -> list[str]:
+    return [data["content"] for type, data in events(source, input) if type == "chunk"]
 
 
 @pytest.fixture
@@ -364,6 +366,26 @@ def test_an_object_is_the_chains_own_input() -> None:
     assert asked["examples"] == [HumanMessage("e")]
     with pytest.raises(BadRequest, match="Messages are a text"):
         fitting(talk)(Input(forged | {"examples": forged["history"]}))
+
+
+# LangChain would rather have a graph; tutorials have this.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_runnable_with_a_memory_of_its_own_has_one_for_each_conversation() -> None:
+    kept: dict[str, InMemoryChatMessageHistory] = {}
+    prompt = ChatPromptTemplate.from_messages(
+        [MessagesPlaceholder("history"), ("human", "{question}")]
+    )
+    answer = prompt | RunnableLambda(lambda asked: AIMessage(f"{len(asked.to_messages())}"))
+    chain = RunnableWithMessageHistory(
+        answer,
+        lambda session_id: kept.setdefault(session_id, InMemoryChatMessageHistory()),
+        input_messages_key="question",
+        history_messages_key="history",
+    )
+    source = LangChainSource(chain)
+    talk = [chunks(source, Input({"question": "x"}, thread=thread)) for thread in ("a", "a", "b")]
+    assert talk == [["1"], ["3"], ["1"]]
+    assert kept.keys() == {"a", "b"}
 
 
 def test_a_function_says_text() -> None:

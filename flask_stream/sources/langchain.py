@@ -34,6 +34,9 @@ class LangChainSource(Source):
         self._fitting = Fitting(chain)
         self._prepare = prepare or fitting(chain)
         self._prepared = prepare is not None
+        specs = getattr(chain, "config_specs", ())
+        #: What LangChain's own `RunnableWithMessageHistory` wants to know of a conversation.
+        self._session = any(spec.id == "session_id" for spec in specs)
 
     def check(self, value: dict[str, Any]) -> None:
         self._fitting.check(value, self._prepared)
@@ -41,7 +44,10 @@ class LangChainSource(Source):
     def stream(self, input: Input) -> Generator[Said, None, None]:
         calls = Calls()
         messages = Messages()
-        chunks = self._chain.stream(self._prepare(input), {"callbacks": [calls]})
+        config: RunnableConfig = {"callbacks": [calls]}
+        if self._session:
+            config["configurable"] = {"session_id": input.thread}
+        chunks = self._chain.stream(self._prepare(input), config)
         try:
             for piece in chunks:
                 if isinstance(piece, str):

@@ -158,8 +158,4 @@ def _custom(data: Any) -> Said:
     """What a node wrote: an object with a `name` is that, anything else is named `custom`."""
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         return custom("custom", data)
-    value = data.get("value")
-    if data["name"] == "progress" and isinstance(value, dict) and {"done", "total"} <= value.keys():
-        told = {name: plain(value.get(name)) for name in ("done", "total", "label")}
-        return "progress", encode(told)
-    return custom(data["name"], value)
+    return custom(data["name"], data.get("value"))
