@@ -2,7 +2,7 @@
 
 The earlier one may still be under way; then both go on together. It is a run of its own all the
 same, with its own log, owner and Stop. Should the one that it reads not come to a good end, it
-forgets what it has shown and asks for itself.
+forgets what it has shown and asks for itself, or reads another that does.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
-from .errors import Code
+from .errors import Code, StoreError
 from .events import Said, encode
 from .history import turns
 from .live import Chain
@@ -62,8 +63,17 @@ class Cache:
             there = self._store.get(holder)
             if there is not None and (there.live or there.status == "done"):
                 logger.info("run %s: reads run %s", run.id, holder)
-                return None, Replay(self._read, there, chain.source)
+                again = partial(self._again, chain, run)
+                return None, Replay(self._read, there, chain.source, again)
             self._store.disclaim(key, holder)
+
+    def _again(self, chain: Chain, run: Run) -> Source:
+        """What answers this run after the one that it has read was stopped: one for all."""
+        try:
+            return self.source(chain, run)[1]
+        except StoreError as error:
+            logger.warning("store: %s: run %s asks for itself", error, run.id)
+            return chain.source
 
     def _keeps(self, chain: Chain, run: Run) -> bool:
         """Whether this run's answer is one that may be read again."""
@@ -75,12 +85,22 @@ class Cache:
 
 
 class Replay(Source):
-    """A source that reads another run, and asks `source` if that one ends badly."""
+    """A source that reads another run.
 
-    def __init__(self, read: Callable[[Run], Reader], run: Run, source: Source) -> None:
+    If that one fails, it asks `source`; if somebody stops it, what `again` finds.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Run], Reader],
+        run: Run,
+        source: Source,
+        again: Callable[[], Source],
+    ) -> None:
         self._read = read
         self._run = run
         self._source = source
+        self._again = again
 
     def check(self, value: dict[str, Any]) -> None:
         self._source.check(value)
@@ -108,4 +128,5 @@ class Replay(Source):
             return
         if said:
             yield "reset", encode({"attempt": 1, "reason": Code.MODEL_ERROR})
-        yield from self._source.stream(input)
+        # Who has stopped it meant that one alone; what has failed may fail again, for each in turn.
+        yield from (self._source if status == "failed" else self._again()).stream(input)

@@ -170,6 +170,18 @@ def test_who_follows_one_that_ends_badly_asks_for_itself(pair: Pair, who: Sent, 
         assert read(pair.one, leader, who).status == bad
 
 
+def test_of_many_that_read_one_that_is_stopped_one_asks(pair: Pair, who: Sent) -> None:
+    pair.provider.scripts["q"] = HALF
+    leader = begun(pair.one, "q", who, chain="cached")
+    followers = [begun((pair.one, pair.two)[n % 2], "q", who, chain="cached") for n in range(4)]
+    del pair.provider.scripts["q"]
+    assert stop(pair.two, leader, who).json()["status"] == "cancelled"
+    answers = [read(pair.two, run, who) for run in followers]
+    assert {(answer.text, answer.status) for answer in answers} == {("answer 2", "done")}
+    assert sorted(answer.cached for answer in answers) == [False, True, True, True]
+    assert calls(pair) == 2
+
+
 # Never
 
 
