@@ -110,8 +110,11 @@ def start() -> ResponseReturnValue:
     visitor = visitor_of()
     check_known(visitor)
     uploads = request.mimetype == "multipart/form-data"
-    body = fields(Start, _uploaded(visitor) if uploads else sent())
-    check_start(visitor, body.chain)
+    if uploads:
+        body = fields(Start, _uploaded(visitor))
+    else:
+        body = fields(Start, sent())
+        check_start(visitor, body.chain)
     if (body.input is None) == ("resume" not in body.model_fields_set):
         raise BadRequest("Send input, or resume for an answer that was asked for.", field="input")
     value = answer_of(body.resume) if body.input is None else input_of(body.chain, body.input)
@@ -123,7 +126,10 @@ def start() -> ResponseReturnValue:
 
 
 def _uploaded(visitor: Visitor) -> dict[str, Any]:
-    """The fields of a form, with the text of its file as the input. It counts as a start."""
+    """The fields of a form, with the text of its file as the input.
+
+    Whether it may start a run is looked at, and it counts as a start, before the file is read.
+    """
     settings, quotas = service().settings, service().access.quotas
     with quotas.upload(visitor.address):
         values, (name, data) = form(settings.max_upload, settings.body_timeout)

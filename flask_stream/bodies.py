@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 from contextlib import suppress
@@ -14,6 +13,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.formparser import MultiPartParser
 
 from .errors import BadRequest, TooLarge, TooSlow, UnsupportedType
+from .events import decode
 
 #: Bytes that the fields of a form may have, besides its file.
 _FORM = 200_000
@@ -30,7 +30,7 @@ def json_body(most: int, patience: float) -> dict[str, Any]:
         )
     raw = body(most, patience)
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        value = decode(raw.decode("utf-8"))
     except (ValueError, RecursionError):
         raise BadRequest("The body is not JSON.", field="body") from None
     if not isinstance(value, dict):
@@ -108,7 +108,3 @@ def _read(most: int, patience: float) -> bytes:
     if rang.is_set():
         raise TooSlow("The body did not come in time.", field="body")
     return raw
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -47,10 +46,15 @@ class Cache:
         self._read = read
 
     def source(self, chain: Chain, run: Run) -> tuple[str | None, Source]:
-        """What answers this run, and the key under which others find it, if they may.
+        """What answers this run, and the key under which others find it, if they may."""
+        try:
+            return self._found(chain, run)
+        except StoreError as error:
+            # The run is there: it is answered, if not from what was said before.
+            logger.warning("store: %s: run %s asks for itself", error, run.id)
+            return None, chain.source
 
-        Raises StoreError.
-        """
+    def _found(self, chain: Chain, run: Run) -> tuple[str | None, Source]:
         if not chain.cache or not self._keeps(chain, run):
             return None, chain.source
         who = "" if chain.shared else run.principal
@@ -63,17 +67,11 @@ class Cache:
             there = self._store.get(holder)
             if there is not None and (there.live or there.status == "done"):
                 logger.info("run %s: reads run %s", run.id, holder)
-                again = partial(self._again, chain, run)
-                return None, Replay(self._read, there, chain.source, again)
+                # After one that was stopped: one asks, and the others read it.
+                return None, Replay(
+                    self._read, there, chain.source, lambda: self.source(chain, run)[1]
+                )
             self._store.disclaim(key, holder)
-
-    def _again(self, chain: Chain, run: Run) -> Source:
-        """What answers this run after the one that it has read was stopped: one for all."""
-        try:
-            return self.source(chain, run)[1]
-        except StoreError as error:
-            logger.warning("store: %s: run %s asks for itself", error, run.id)
-            return chain.source
 
     def _keeps(self, chain: Chain, run: Run) -> bool:
         """Whether this run's answer is one that may be read again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .sources.base import Source, Turn
+from .sources.base import NOTHING, Source, Turn, answer_of
 from .stores.base import Run, Store
 from .tail import PAGE
 
@@ -49,7 +49,7 @@ def past(store: Store, run: str | None, most: int) -> tuple[list[Turn], list[tup
         runs.append((stored.id, len(found)))
         value, answer = json.loads(stored.input), text(store, stored) + later
         whole = stored.status == "done" if whole is None else whole
-        if value.keys() == {"resume"}:
+        if answer_of(value) is not NOTHING:
             later = answer  # an answer to what the run before has asked, and part of its turn
         else:
             found.append(Turn(question(value), answer, whole))
@@ -60,7 +60,7 @@ def past(store: Store, run: str | None, most: int) -> tuple[list[Turn], list[tup
 
 def check_history(store: Store, source: Source, value: dict[str, Any], parent: Run | None) -> None:
     """Let a source refuse an input for what came before it; not while that is still to end."""
-    if value.keys() != {"resume"} and not (parent and parent.live):
+    if answer_of(value) is NOTHING and not (parent and parent.live):
         before = parent.id if parent else None
         source.check_history(value, lambda: turns(store, before, source.turns))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .cache import Cache
-from .errors import BadRequest, Conflict, NotFound, StoreError, TooMany, Unavailable, stored
+from .errors import BadRequest, Conflict, NotFound, TooMany, Unavailable, stored
 from .events import encode, is_id, new_id
 from .history import asks, check_history, title
 from .keeper import Times
@@ -214,12 +214,7 @@ class Starts:
         if there is not None:
             return _same(there, run.chain, run.input, run.principal), False
         logger.info("run %s: started, chain %s", run.id, run.chain)
-        try:
-            key, source = self._cache.source(chain, run)
-        except StoreError as error:
-            # The run is there: it is answered, if not from what was said before.
-            logger.warning("store: %s: run %s asks for itself", error, run.id)
-            key, source = None, chain.source
+        key, source = self._cache.source(chain, run)
         self._live.start(chain, run, owner, source, key, queued=not terms.alone)
         return run, True
 

@@ -4,24 +4,47 @@ The service of a test is at `http://127.0.0.1:<port>`. To a browser `http://<nam
 is another site then, and another port of 127.0.0.1 is another origin of the same site, to which
 its cookies go. All of them are on loopback, where browsers tell of a request where it comes from;
 of a name such as `service.test` (see `ARGUMENTS`) they do not, as on any plain http.
+
+A test module takes the fixtures that it needs as its own: `browser = sites.browser`.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page
+
+from . import chromium
+
 ARGUMENTS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *chromium.ARGUMENTS,
     *("--host-resolver-rules=MAP *.test 127.0.0.1", "--disable-features=HttpsUpgrades"),
 ]
 PAGE = b"<!doctype html><html lang=en><title>Elsewhere</title><link rel=icon href='data:,'><body>"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium.launched(ARGUMENTS) as browser:
+        yield browser
+
+
+@pytest.fixture
+def visitor(browser: Browser) -> Iterator[BrowserContext]:
+    """A person's browser."""
+    with browser.new_context() as context:
+        context.set_default_timeout(chromium.PATIENCE)
+        yield context
+
+
+@pytest.fixture
+def page(visitor: BrowserContext) -> Page:
+    return visitor.new_page()
 
 
 class Pages(ThreadingHTTPServer):

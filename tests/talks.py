@@ -36,6 +36,10 @@ class Pair(NamedTuple):
     two: Site
     provider: Provider
 
+    def turn(self, n: int) -> Site:
+        """The one of both whose turn it is."""
+        return (self.one, self.two)[n % 2]
+
 
 @contextmanager
 def serving(

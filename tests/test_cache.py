@@ -116,7 +116,7 @@ def test_a_conversation_goes_on_from_it(pair: Pair, who: Sent) -> None:
 
 def test_the_same_at_the_same_moment_shares_one_call(pair: Pair, who: Sent) -> None:
     pair.provider.scripts["q"] = HALF
-    asks = [partial(pair[n % 2].ask, "q", who, chain="cached") for n in range(6)]  # type: ignore[union-attr]
+    asks = [partial(pair.turn(n).ask, "q", who, chain="cached") for n in range(6)]
     runs = [answer.json()["run"] for answer in at_once(*asks)]
     assert pair.provider.wait_calls(1)
     for run in runs:  # all of them have come as far as the one that asks
@@ -173,7 +173,7 @@ def test_who_follows_one_that_ends_badly_asks_for_itself(pair: Pair, who: Sent, 
 def test_of_many_that_read_one_that_is_stopped_one_asks(pair: Pair, who: Sent) -> None:
     pair.provider.scripts["q"] = HALF
     leader = begun(pair.one, "q", who, chain="cached")
-    followers = [begun((pair.one, pair.two)[n % 2], "q", who, chain="cached") for n in range(4)]
+    followers = [begun(pair.turn(n), "q", who, chain="cached") for n in range(4)]
     del pair.provider.scripts["q"]
     assert stop(pair.two, leader, who).json()["status"] == "cancelled"
     answers = [read(pair.two, run, who) for run in followers]
@@ -427,7 +427,7 @@ def store() -> Forgetful:
 
 @pytest.fixture
 def runs(source: Asks, store: Forgetful) -> Iterator[Runs]:
-    chains = {"asks": Chain("asks", source, cache=60)}
+    chains = {"asks": Chain("asks", source, cache=60), "other": Chain("other", source)}
     runs = Runs(store, chains, Times(LIMITS, 30, 3600))
     yield runs
     source.open.set()
@@ -452,7 +452,6 @@ def test_one_that_asks_a_person_is_not_read_again(runs: Runs, source: Asks) -> N
 def test_an_answer_goes_to_what_was_asked(runs: Runs, source: Asks) -> None:
     parent = start(runs, QUESTION)
     assert finish(runs, parent)[0] == "interrupted"
-    runs.starts._chains["other"] = Chain("other", source)  # type: ignore[index]
     with pytest.raises(Conflict):
         runs.starts.start(Asked("other", {"resume": "yes"}, who="session:one", parent=parent.id))
     source.several = True

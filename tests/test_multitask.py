@@ -77,10 +77,7 @@ def asked(pair: Pair) -> list[str]:
 def by_many(pair: Pair, count: int, who: Sent, question: str, **fields: Any) -> list[Response]:
     """So many ask the same at the same moment, by turns at both; `{}` is their number."""
     return at_once(
-        *(
-            partial(pair[n % 2].ask, question.format(n), who, **fields)  # type: ignore[union-attr]
-            for n in range(count)
-        )
+        *(partial(pair.turn(n).ask, question.format(n), who, **fields) for n in range(count))
     )
 
 

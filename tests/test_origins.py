@@ -17,12 +17,14 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Page, expect
 
+from . import chromium, sites
+from .chromium import PATIENCE
 from .provider import Provider, Script
 from .proxy import Proxy
 from .server import ROOT, Server, environment, gunicorn
-from .sites import ARGUMENTS, CHROMIUM, MARKUP, VECTORS, Pages, Vector
+from .sites import MARKUP, VECTORS, Pages, Vector
 from .sse import Response, Stream, request
 
 LISTED = "https://example.org"
@@ -33,11 +35,9 @@ ACCESS = (
     "seen %(m)s %(U)s [%(q)s] site=%({sec-fetch-site}i)s mode=%({sec-fetch-mode}i)s "
     "dest=%({sec-fetch-dest}i)s origin=%({origin}i)s cookie=%({cookie}i)s %(s)s"
 )
-PATIENCE = 20_000  # milliseconds; a deadline, never a measurement
 
-browsers = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs a browser: install chromium, or name one in CHROMIUM"
-)
+browsers = chromium.needed
+browser, visitor = sites.browser, sites.visitor
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +66,6 @@ def _site(_provider: Provider, pages: Pages) -> Iterator[Server]:
 def site(_site: Server, provider: Provider) -> Server:
     """The service, with one origin or two listed; its access log tells what has reached it."""
     return _site
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visitor(browser: Browser) -> Iterator[BrowserContext]:
-    """A person's browser."""
-    with browser.new_context() as context:
-        context.set_default_timeout(PATIENCE)
-        yield context
 
 
 def ask(server: Server, question: str) -> None:

@@ -19,11 +19,13 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import redis
-from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
+from playwright.sync_api import BrowserContext, expect
 
+from . import chromium, sites
+from .chromium import PATIENCE
 from .provider import CANARY, Provider, Script
 from .server import ROOT, Server, environment, gunicorn
-from .sites import ARGUMENTS, CHROMIUM, Pages
+from .sites import Pages
 from .sse import Response, ServerSentEvent, Stream, request
 from .valkey import Valkey
 
@@ -42,11 +44,9 @@ FAULTS = {
 }
 FORMATS = ("native", "text")
 API_KEY = "fsk_a-key-of-a-site-for-tests"
-PATIENCE = 20_000  # milliseconds; a deadline, never a measurement
 
-browsers = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs a browser: install chromium, or name one in CHROMIUM"
-)
+browsers = chromium.needed
+browser, visitor = sites.browser, sites.visitor
 
 
 def settings(provider: Provider, **more: object) -> dict[str, str]:
@@ -257,22 +257,6 @@ async (url) => await new Promise((resolve) => {
   document.body.append(frame);
 })
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visitor(browser: Browser) -> Iterator[BrowserContext]:
-    """A person's browser."""
-    with browser.new_context() as context:
-        context.set_default_timeout(PATIENCE)
-        yield context
 
 
 @browsers

@@ -11,24 +11,23 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from flask_stream.errors import BadRequest
 from flask_stream.events import Event, encode
 from flask_stream.transports.socketio_packets import answer, packet, packets, told, understood
 
-from . import sio_sites
+from . import sio_sites, sites
+from .chromium import CHROMIUM
 from .provider import Provider, Script
 from .proxy import Proxy
 from .server import Server, environment
 from .sio import Client, Told, Wire
 from .sio_sites import TRANSPORTS, Opened, as_told, either, fresh, transports
-from .sites import ARGUMENTS, CHROMIUM
 from .socketio_js import NPM
 from .test_websocket import (
     BODY,
     HEARTBEAT,
-    PATIENCE,
     WRITE,
     left,
     log_of,
@@ -50,6 +49,7 @@ ways = pytest.mark.parametrize(("options", "transport"), WAYS, ids=["websocket",
 browsers = pytest.mark.skipif(
     CHROMIUM is None or NPM is None, reason="needs a browser, and npm for the official client"
 )
+browser, visitor, page = sites.browser, sites.visitor, sites.page
 
 
 @pytest.fixture
@@ -57,22 +57,6 @@ def pages(site: Server, official: Path) -> Server:
     """The service, and the client that its page asks it for."""
     assert official.is_dir()
     return site
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with browser.new_context() as context:
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE)
-        yield page
 
 
 # Packets

@@ -27,7 +27,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from flask_stream.errors import NotFound
 from flask_stream.events import Cursor, Event
@@ -38,12 +38,12 @@ from flask_stream.transports.base import Bounds
 from flask_stream.transports.websocket_connection import Connection
 from flask_stream.transports.websocket_frames import END, objects
 
-from . import people
+from . import chromium, people, sites
 from .people import NOWHERE, Sent, bearer, sealed, token, users
 from .provider import Provider, Script
 from .proxy import Proxy
 from .server import Server, environment, gunicorn
-from .sites import ARGUMENTS, CHROMIUM, Pages
+from .sites import Pages
 from .sse import Stream, request
 from .ws import (
     BINARY,
@@ -59,12 +59,10 @@ from .ws import (
     text_of,
 )
 
-PATIENCE = 20_000  # milliseconds; a deadline, never a measurement
 HEARTBEAT, WRITE, LEASE, BODY = 0.5, 2.0, 3.0, 100_000
 
-browsers = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs a browser: install chromium, or name one in CHROMIUM"
-)
+browsers = chromium.needed
+browser, visitor, page = sites.browser, sites.visitor, sites.page
 
 
 @contextmanager
@@ -99,22 +97,6 @@ def _site(_provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def site(_site: Server, provider: Provider) -> Server:
     """One worker, whose time limits are short."""
     return _site
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with browser.new_context() as context:
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE)
-        yield page
 
 
 def ws(server: Server | str, chain: str = "chat", query: str = "", **options: Any) -> Socket:

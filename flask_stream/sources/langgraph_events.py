@@ -142,6 +142,7 @@ class Events:
 def _message(written: Any) -> BaseMessage | None:
     """The answer, or result, that a node has written as an object or a pair, if it is one."""
     if isinstance(written, (dict, tuple)):
+        # Whatever LangChain raises for what is no message: then it is the node's own data.
         with suppress(ValueError, TypeError, KeyError, NotImplementedError):
             message = convert_to_messages([written])[0]
             if isinstance(message, (AIMessage, ToolMessage)):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import BadRequest
-from ..events import Event
+from ..events import Event, decode
 from ..line import frame
 
 END = "<END_STREAM>"
@@ -52,13 +51,9 @@ def understood(message: str | bytes) -> dict[str, Any]:
     if isinstance(message, bytes):
         raise BadRequest("Send text, not bytes.", field="frame")
     try:
-        value = json.loads(message, parse_constant=_no_constant)
+        value = decode(message)
     except ValueError:
         value = None
     except RecursionError:
         raise BadRequest("The message is too deep.", field="frame") from None
     return value if isinstance(value, dict) else {"question": message}
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
