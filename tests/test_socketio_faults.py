@@ -20,7 +20,7 @@ from .server import Server
 from .sio import CLOSE, Client, Poll, Wire
 from .sio_sites import UPGRADE, Opened, as_told, asked, either, fresh
 from .sse import request
-from .test_websocket import BODY, HEARTBEAT, WRITE, left, log_of, memory, run_of, wait_for
+from .test_websocket import BODY, HEARTBEAT, WRITE, at_rest, left, log_of, memory, run_of, wait_for
 from .ws import BINARY, TEXT, Ended, places, text_of
 
 folder = sio_sites.folder
@@ -494,16 +494,10 @@ def test_everything_is_given_back(site: Server, provider: Provider) -> None:
     provider.script = Script(["a", "b"], stall=1)
 
     def settle() -> dict[str, int]:
-        """What the worker has when nothing more goes away."""
         provider.release()
         wait_for(lambda: left(site)["sessions"] == 0)
         wait_for(lambda: open_runs(site) == 0)
-        found = [left(site)]
-        while len(found) < 4 or found[-1] != found[-4]:
-            found.append(left(site))
-            time.sleep(0.2)
-            assert len(found) < 60, found
-        return found[-1]
+        return at_rest(site)
 
     def use() -> None:
         with ExitStack() as stack:

@@ -109,6 +109,16 @@ def left(server: Server) -> dict[str, int]:
     return found
 
 
+def at_rest(server: Server) -> dict[str, int]:
+    """What the worker has when nothing more goes away."""
+    found = [left(server)]
+    while len(found) < 4 or found[-1] != found[-4]:
+        found.append(left(server))
+        time.sleep(0.2)
+        assert len(found) < 60, found
+    return found[-1]
+
+
 def wait_for(condition: Callable[[], bool], timeout: float = 15) -> None:
     until = time.monotonic() + timeout
     while not condition():
@@ -980,16 +990,10 @@ def test_everything_is_given_back(site: Server, provider: Provider) -> None:
     provider.script = Script(["a", "b"], stall=1)
 
     def settle() -> dict[str, int]:
-        """What the worker has when nothing more goes away."""
         provider.release()
         wait_for(lambda: left(site)["sockets"] == 0)
         wait_for(lambda: request("GET", f"{site.url}/health/ready").json()["live_runs"] == 0)
-        found = [left(site)]
-        while len(found) < 4 or found[-1] != found[-4]:
-            found.append(left(site))
-            time.sleep(0.2)
-            assert len(found) < 60, found
-        return found[-1]
+        return at_rest(site)
 
     def use() -> None:
         with ExitStack() as stack:
