@@ -13,16 +13,17 @@ from werkzeug.exceptions import HTTPException
 
 from .chains.agent import agent
 from .chains.chat import chat
-from .chains.chosen import ChosenModel
+from .chains.fallback_model import FallbackModel
 from .chains.models import chosen, tools_refusal
 from .chains.summary import Summary
 from .config import Settings
-from .extension import FlaskStream, Service
-from .headers import headers
-from .inputs import history
-from .logs import set_up
-from .origins import vary
-from .problems import http_problem
+from .extension import FlaskStream
+from .json_logs import configure_logging
+from .security.headers import headers
+from .security.origins import vary
+from .service import Service
+from .sources.inputs import history
+from .web.problems import http_problem
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def create_app(**settings: Any) -> Flask:
     app = Flask(__name__, static_folder=None, template_folder=None)
     app.config.from_prefixed_env()
     app.config.setdefault("STREAM_PAGE", True)
-    set_up()
+    configure_logging()
     for name in (f"STREAM_{field.name.upper()}" for field in fields(Settings)):
         if name in os.environ and f"FLASK_{name}" not in os.environ:
             logger.warning("%s in the environment is not read: it is FLASK_%s", name, name)
@@ -56,7 +57,7 @@ def create_app(**settings: Any) -> Flask:
     app.after_request(vary)
     app.after_request(headers(service.settings.frame_ancestors))
     own = service.settings
-    model = ChosenModel(settings=own)  # a wrong name is told now, not when somebody asks
+    model = FallbackModel(settings=own)  # a wrong name is told now, not when somebody asks
     small = chosen(own)[0] == "local"
     stream.add(
         "chat",

@@ -19,7 +19,7 @@
     ├── ModelUnavailable       the embedded model cannot be had (in `chains.local`)
     └── Fault                  a run ended badly: one of the codes below
 
-A `RequestError` is shown to the client as it is, so its text must be fit to be seen. A `Fault`
+A `RequestError` is shown to the client as it is, so its text must be fit to be seen. A `RunFailed`
 shows only its code and that code's own sentence: what really happened goes to the log.
 """
 
@@ -93,7 +93,7 @@ class NotFound(RequestError):
     title = "Not found"
 
 
-class TooSlow(RequestError):
+class RequestTimeout(RequestError):
     """The request's body did not come in time."""
 
     status = 408
@@ -128,7 +128,7 @@ class UnsupportedType(RequestError):
     title = "Unsupported media type"
 
 
-class TooMany(RequestError):
+class TooManyRequests(RequestError):
     """More than this principal, or this address, may have: again after `retry_after` seconds."""
 
     status = 429
@@ -142,7 +142,7 @@ class Unavailable(RequestError):
     title = "Service unavailable"
 
 
-class Failed(RequestError):
+class InternalError(RequestError):
     """What was asked was right, and something here was not."""
 
     status = 500
@@ -153,7 +153,9 @@ class Failed(RequestError):
 
 
 @contextmanager
-def stored(what: str, told: str = "Answers cannot be read right now.") -> Iterator[None]:
+def unavailable_on_store_error(
+    what: str, told: str = "Answers cannot be read right now."
+) -> Iterator[None]:
     """Raise Unavailable, which says `told`, for a StoreError within; `what` goes to the log."""
     try:
         yield
@@ -162,7 +164,7 @@ def stored(what: str, told: str = "Answers cannot be read right now.") -> Iterat
         raise Unavailable(told, retry_after=2) from error
 
 
-class Code(StrEnum):
+class ErrorCode(StrEnum):
     """Why a run failed. The list is closed: clients may switch over it."""
 
     MODEL_ERROR = "model_error"
@@ -187,21 +189,21 @@ class Code(StrEnum):
 
 
 _TOLD = {
-    Code.MODEL_ERROR: ("The model failed to answer.", True),
-    Code.MODEL_AUTH: ("The model's provider refused this service's credentials.", False),
-    Code.MODEL_RATE_LIMITED: ("The model is busy. Please try again in a moment.", True),
-    Code.MODEL_UNAVAILABLE: ("The model cannot be reached.", True),
-    Code.INPUT_TOO_LONG: ("The conversation is too long for this model.", False),
-    Code.CHAIN_ERROR: ("Something went wrong while answering.", True),
-    Code.TIMEOUT: ("The model took too long to answer.", True),
-    Code.WORKER_LOST: ("The answer was cut off by a restart.", True),
-    Code.STORE_ERROR: ("The answer could not be stored.", True),
+    ErrorCode.MODEL_ERROR: ("The model failed to answer.", True),
+    ErrorCode.MODEL_AUTH: ("The model's provider refused this service's credentials.", False),
+    ErrorCode.MODEL_RATE_LIMITED: ("The model is busy. Please try again in a moment.", True),
+    ErrorCode.MODEL_UNAVAILABLE: ("The model cannot be reached.", True),
+    ErrorCode.INPUT_TOO_LONG: ("The conversation is too long for this model.", False),
+    ErrorCode.CHAIN_ERROR: ("Something went wrong while answering.", True),
+    ErrorCode.TIMEOUT: ("The model took too long to answer.", True),
+    ErrorCode.WORKER_LOST: ("The answer was cut off by a restart.", True),
+    ErrorCode.STORE_ERROR: ("The answer could not be stored.", True),
 }
 
 
-class Fault(StreamError):
+class RunFailed(StreamError):
     """A run ended badly. `code` is all that a client learns of it."""
 
-    def __init__(self, code: Code) -> None:
+    def __init__(self, code: ErrorCode) -> None:
         super().__init__(code.sentence)
         self.code = code

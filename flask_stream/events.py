@@ -45,7 +45,7 @@ class Event(NamedTuple):
 
 
 #: An event before it has a place in a log: its type, and its data as JSON text.
-Said = tuple[str, str]
+NewEvent = tuple[str, str]
 
 _encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 

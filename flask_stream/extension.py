@@ -1,41 +1,23 @@
-"""`FlaskStream`: wires the house together. With `plugs`, it alone names implementations."""
+"""`FlaskStream`: the Flask extension."""
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 from flask import Flask, current_app
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from .access import Access
-from .blueprint import make_blueprint
 from .config import LONGEST, Settings
-from .dialects.base import Dialect
-from .dialects.native import Native
-from .dialects.text import Text
+from .engine.admission import MULTITASK, Multitask
+from .engine.chain import Chain
 from .errors import ConfigError
-from .headers import headers
-from .keeper import Times
-from .live import Chain
-from .plugs import Checkpoints, is_graph, is_redis, make_source, open_store
-from .runner import Limits
-from .runs import Runs
-from .sockets import add_socketio, add_websocket, make_door
+from .registry import is_graph, make_source
+from .service import Service, make_service
 from .sources.base import Input
-from .starts import MULTITASK, Multitask
-from .transports.base import Bounds
-from .transports.sse import SSE, Pace
-
-logger = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from .transports.socketio import SocketIOs
-    from .transports.websocket import WebSockets
+from .web.routes import make_blueprint
+from .web.sockets import add_socketio, add_websocket, make_handshake
 
 Function = TypeVar("Function", bound=Callable[..., Iterable[Any]])
 
@@ -43,66 +25,6 @@ Function = TypeVar("Function", bound=Callable[..., Iterable[Any]])
 DAY = 86_400.0
 #: What a chain may be called: it becomes part of a URL.
 _NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """What one app has: kept in `app.extensions["flask_stream"]`."""
-
-    settings: Settings
-    runs: Runs
-    sse: SSE
-    dialects: dict[str, Dialect]
-    access: Access
-    checkpoints: Checkpoints
-    sockets: WebSockets | None
-    clients: SocketIOs | None
-
-    @property
-    def open(self) -> int:
-        """How many streams, WebSockets and Socket.IO clients are open."""
-        return self.sse.open + sum(one.open for one in (self.sockets, self.clients) if one)
-
-    def drain(self, grace: float) -> None:
-        """The worker goes: no new runs, readers sent to others, live runs get `grace` seconds."""
-        self.runs.drain(grace)
-
-    def close(self) -> None:
-        """End every run, thread and connection."""
-        self.runs.close()
-        self.sse.close()
-        for one in (self.sockets, self.clients):
-            if one is not None:
-                one.close()
-        self.checkpoints.close()
-
-
-class _Chains(Mapping[str, Chain]):
-    """The chains of an extension as one app has them: with its checkpoints and its settings."""
-
-    def __init__(
-        self, chains: Mapping[str, Chain], checkpoints: Checkpoints, settings: Settings
-    ) -> None:
-        self._added = chains
-        self._checkpoints = checkpoints
-        self._history = settings.history_tokens
-        self._own: dict[str, Chain] = {}
-
-    def __getitem__(self, name: str) -> Chain:
-        if name not in self._own:
-            chain = self._added[name]
-            source = chain.source.with_checkpointer(self._checkpoints.of)
-            if chain.history_tokens is None:
-                chain = replace(chain, history_tokens=self._history)
-            # One of two that look at once: the same for both.
-            self._own.setdefault(name, replace(chain, source=source))
-        return self._own[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._added)
-
-    def __len__(self) -> int:
-        return len(self._added)
 
 
 class FlaskStream:
@@ -129,42 +51,14 @@ class FlaskStream:
             hops = settings.proxies
             fixed = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)
             app.wsgi_app = fixed  # type: ignore[method-assign]
-        checkpoints = Checkpoints(settings.checkpoints, app.instance_path)
-        store = open_store(settings.store, app.instance_path)
-        access = Access(app, settings, store)
-        limits = Limits(
-            settings.first_token_timeout, settings.silence_timeout, settings.run_timeout
-        )
-        times = Times(limits, settings.lease, settings.keep)
-        runs = Runs(store, _Chains(self._chains, checkpoints, settings), times, access.quotas.spent)
-        pace = Pace(settings.heartbeat, settings.reconnect, settings.write_timeout)
-        dialects: list[Dialect] = [Native(), Text()]
-        bounds = Bounds(settings.heartbeat, settings.write_timeout, settings.max_body)
-        sockets, clients, door = None, None, make_door(app)
-        if find_spec("flask_sock") is not None:  # an extra
-            from .transports.websocket import WebSockets
-
-            sockets = WebSockets(bounds, draining=lambda: runs.draining)
-        if find_spec("flask_socketio") is not None:  # another
-            from .transports.socketio import SocketIOs
-
-            queue = settings.store if is_redis(settings.store) else None
-            clients = SocketIOs(app, bounds, queue, lambda: runs.draining, door)
-        app.extensions["flask_stream"] = Service(
-            settings=settings,
-            runs=runs,
-            sse=SSE(pace, draining=lambda: runs.draining),
-            dialects={dialect.name: dialect for dialect in dialects},
-            access=access,
-            checkpoints=checkpoints,
-            sockets=sockets,
-            clients=clients,
-        )
-        blueprint = make_blueprint(settings.page, access, headers(settings.frame_ancestors))
-        if sockets is not None:
-            add_websocket(blueprint, sockets)
-        if clients is not None and clients.own:
-            add_socketio(blueprint, clients, door)
+        handshake = make_handshake(app)
+        service = make_service(app, settings, self._chains, handshake)
+        app.extensions["flask_stream"] = service
+        blueprint = make_blueprint(settings, service.access)
+        if service.websocket is not None:
+            add_websocket(blueprint, service.websocket)
+        if service.socketio is not None and service.socketio.own:
+            add_socketio(blueprint, service.socketio, handshake)
         app.register_blueprint(blueprint)
 
     def add(
@@ -274,4 +168,4 @@ class FlaskStream:
         if not principal.startswith(("user:", "session:", "site:")):
             raise ValueError(f"{principal!r} is no principal: user:<id>, session:<id>, site:<name>")
         service: Service = current_app.extensions["flask_stream"]
-        service.access.revoke(principal)
+        service.access.revocation.revoke(principal)

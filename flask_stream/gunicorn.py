@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.glogging import Logger
 
-from .logs import JsonFormatter
+from .json_logs import JsonFormatter
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.config import Config
     from gunicorn.workers.base import Worker
 
-    from .chains.local import LocalServer
-    from .extension import Service
+    from .chains.local_model import LocalServer
+    from .service import Service
 
 __all__ = [
     "worker_class",
@@ -86,7 +86,7 @@ def on_starting(server: Arbiter) -> None:
     # Imported by the master, and after the patching: the workers get it all with their fork.
     from flask import Flask
 
-    from .chains.local import ModelUnavailable
+    from .chains.local_model import ModelUnavailable
     from .chains.models import chosen, fallback, start_local
     from .config import Settings
     from .errors import ConfigError

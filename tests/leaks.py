@@ -15,11 +15,11 @@ from langchain_core.tools import ToolException, tool
 from langchain_openai import ChatOpenAI
 
 from flask_stream import FlaskStream
-from flask_stream.logs import set_up
+from flask_stream.json_logs import configure_logging
 
 from .provider import CANARY
 
-set_up()
+configure_logging()
 app = Flask(__name__)
 app.config.from_prefixed_env()
 

@@ -8,9 +8,9 @@ from flask import Flask
 from langchain_openai import ChatOpenAI
 
 from flask_stream import FlaskStream
-from flask_stream.logs import set_up
+from flask_stream.json_logs import configure_logging
 
-set_up()
+configure_logging()
 app = Flask(__name__)
 app.config.from_prefixed_env()
 stream = FlaskStream(app)

@@ -6,7 +6,7 @@ from flask import Flask
 
 from flask_stream import FlaskStream
 from flask_stream.chains.summary import Summary
-from flask_stream.extension import Service
+from flask_stream.service import Service
 
 app = Flask(__name__)
 app.config.from_prefixed_env()

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flask_stream.engine.runs import Runs
 from flask_stream.events import Cursor, Event
-from flask_stream.runs import Runs
 from flask_stream.stores.base import Run
 
 from .people import NOBODY, Sent, Site, cookie

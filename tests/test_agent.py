@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_stream.chains import documents_index
-from flask_stream.chains.documents_index import Index, passages
+from flask_stream.chains import document_search as documents_index
+from flask_stream.chains.document_search import DocumentIndex, passages
 from flask_stream.chains.tools import calculator, search_in, time_in
 from flask_stream.errors import ConfigError
 
@@ -191,7 +191,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_documents_are_found_by_their_words(folder: Path) -> None:
-    index = Index(folder)
+    index = DocumentIndex(folder)
     hit = index.search("what colour is a tile?")[0]
     assert (hit.file, hit.title) == ("house.md", "Roof")
     assert "Tiles are red." in hit.passage
@@ -201,7 +201,7 @@ def test_documents_are_found_by_their_words(folder: Path) -> None:
 
 
 def test_the_index_follows_the_folder(folder: Path) -> None:
-    index = Index(folder)
+    index = DocumentIndex(folder)
     assert index.search("bees") == []
     new = folder / "new.md"
     new.write_text("Bees hum.")
@@ -215,7 +215,7 @@ def test_the_index_follows_the_folder(folder: Path) -> None:
 
 def test_a_file_whose_name_is_no_text_is_searched_too(folder: Path) -> None:
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.md")).write_text("Bees hum.")
-    assert [hit.file for hit in Index(folder).search("bees")] == ["caf\ufffd.md"]
+    assert [hit.file for hit in DocumentIndex(folder).search("bees")] == ["caf\ufffd.md"]
 
 
 def test_a_file_that_cannot_be_read_hides_no_other(
@@ -228,7 +228,7 @@ def test_a_file_that_cannot_be_read_hides_no_other(
             raise PermissionError(13, "Permission denied")
         return read_text(path, *args, **kwargs)
 
-    index = Index(folder)
+    index = DocumentIndex(folder)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_text", read)
         for _ in range(2):
@@ -241,7 +241,7 @@ def test_a_file_that_cannot_be_read_hides_no_other(
 def test_a_reading_that_failed_leaves_nothing_twice(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = Index(folder)
+    index = DocumentIndex(folder)
 
     def failing(text: str, title: str) -> Iterator[tuple[str, str]]:
         yield from passages(text, title)
@@ -279,7 +279,7 @@ def test_the_work_grows_with_the_files_and_no_faster(
             return connection
 
         monkeypatch.setattr(sqlite3, "connect", connected)
-        index = Index(folder)
+        index = DocumentIndex(folder)
         found = []
         for _ in range(2):
             done = 0
@@ -302,7 +302,7 @@ def test_the_work_grows_with_the_files_and_no_faster(
 _HELD = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from flask_stream import tasks
+from flask_stream.concurrency import tasks
 from flask_stream.chains import documents_index
 from flask_stream.chains.documents_index import Index
 
@@ -340,11 +340,11 @@ assert len(reading) == 2
 """
 
 _STOPPED = """
-task = tasks.start(search, "search")
+task = tasks.start_task(search, "search")
 until(lambda: reading)
-assert task.interrupt() == tasks.patched()
-left = task.join(5 if tasks.patched() else 0)
-assert left == tasks.patched() and found == []
+assert task.interrupt() == tasks.uses_greenlets()
+left = task.join(5 if tasks.uses_greenlets() else 0)
+assert left == tasks.uses_greenlets() and found == []
 os.write(go_on, bytes(100))
 assert index.search("roses")
 """

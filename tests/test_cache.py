@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
+from flask_stream.engine.admission import StartRequest
+from flask_stream.engine.chain import Chain
+from flask_stream.engine.maintenance import RunTimes
+from flask_stream.engine.runner import RunLimits
+from flask_stream.engine.runs import Runs
 from flask_stream.errors import BadRequest, Conflict, StoreError
-from flask_stream.events import Said, chunk, encode
-from flask_stream.keeper import Times
-from flask_stream.live import Chain
-from flask_stream.runner import Limits
-from flask_stream.runs import Runs
+from flask_stream.events import NewEvent, chunk, encode
 from flask_stream.sources.base import Input, Source
-from flask_stream.starts import Asked
 from flask_stream.stores.base import Run
 from flask_stream.stores.memory import MemoryStore
 
@@ -370,7 +370,7 @@ def test_who_follows_a_killed_worker_has_a_whole_answer(
 
 # In one process, where the service is too coarse
 
-LIMITS = Limits(first=30, silence=30, total=30)
+LIMITS = RunLimits(first=30, silence=30, total=30)
 
 
 class Asks(Source):
@@ -390,7 +390,7 @@ class Asks(Source):
     def check(self, value: dict[str, Any]) -> None:
         """It takes anything."""
 
-    def stream(self, input: Input) -> Generator[Said, None, None]:
+    def stream(self, input: Input) -> Generator[NewEvent, None, None]:
         self.asked.append(input)
         number = len(self.asked)
         yield "message", encode({"id": "m1", "role": "assistant", "node": None})
@@ -428,14 +428,14 @@ def store() -> Forgetful:
 @pytest.fixture
 def runs(source: Asks, store: Forgetful) -> Iterator[Runs]:
     chains = {"asks": Chain("asks", source, cache=60), "other": Chain("other", source)}
-    runs = Runs(store, chains, Times(LIMITS, 30, 3600))
+    runs = Runs(store, chains, RunTimes(LIMITS, 30, 3600))
     yield runs
     source.open.set()
     runs.close()
 
 
 def start(runs: Runs, value: dict[str, Any], **fields: Any) -> Run:
-    run, new = runs.starts.start(Asked("asks", value, who="session:one", **fields))
+    run, new = runs.starts.start(StartRequest("asks", value, who="session:one", **fields))
     assert new
     return run
 
@@ -453,7 +453,9 @@ def test_an_answer_goes_to_what_was_asked(runs: Runs, source: Asks) -> None:
     parent = start(runs, QUESTION)
     assert finish(runs, parent)[0] == "interrupted"
     with pytest.raises(Conflict):
-        runs.starts.start(Asked("other", {"resume": "yes"}, who="session:one", parent=parent.id))
+        runs.starts.start(
+            StartRequest("other", {"resume": "yes"}, who="session:one", parent=parent.id)
+        )
     source.several = True
     parent = start(runs, QUESTION)
     events = finish(runs, parent)[1]

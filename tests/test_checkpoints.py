@@ -34,11 +34,13 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
-from flask_stream import checkpoints_sqlite, tasks
-from flask_stream.checkpoints import open_checkpoints, with_types_of
-from flask_stream.checkpoints_lazy import LazySaver
+from flask_stream.checkpoints import sqlite as checkpoints_sqlite
+from flask_stream.checkpoints.allowed_types import with_types_of
+from flask_stream.checkpoints.lazy import LazySaver
+from flask_stream.concurrency import tasks
 from flask_stream.errors import ConfigError, StoreError
 from flask_stream.events import new_id
+from flask_stream.registry import open_checkpoints
 from flask_stream.sources.base import Input
 from flask_stream.sources.langgraph import LangGraphSource
 
@@ -186,7 +188,7 @@ def do_tick(saver: LazySaver, thread: str) -> object:
 def do_stop(saver: LazySaver, thread: str) -> object:
     """Be stopped while the server does not answer, and go on with the same connection."""
     until_it_is_held(saver)
-    task = tasks.start(lambda: [ask(saver, of(thread), "stopped")], "asked")  # type: ignore[arg-type]
+    task = tasks.start_task(lambda: [ask(saver, of(thread), "stopped")], "asked")  # type: ignore[arg-type]
     time.sleep(0.1)  # it waits by then: it cannot get further
     task.interrupt()
     say_ready()
@@ -308,7 +310,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[[str], LazySaver]]:
 
         def open(url: str) -> LazySaver:
             saver = open_checkpoints(url, str(tmp_path))
-            assert saver is not None
+            assert isinstance(saver, LazySaver)
             stack.callback(saver.close)
             return saver
 
@@ -1096,7 +1098,7 @@ def test_no_url_is_no_saver() -> None:
 def test_a_package_that_is_missing_is_named(
     monkeypatch: pytest.MonkeyPatch, url: str, module: str, needed: str, extra: str
 ) -> None:
-    monkeypatch.delitem(sys.modules, f"flask_stream.checkpoints_{module}", raising=False)
+    monkeypatch.delitem(sys.modules, f"flask_stream.checkpoints.{module}", raising=False)
     monkeypatch.setitem(sys.modules, needed, None)
     with pytest.raises(ConfigError) as caught:
         open_checkpoints(url, "")

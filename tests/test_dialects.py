@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from flask_stream.dialects.base import Dialect
 from flask_stream.dialects.native import Native
 from flask_stream.dialects.text import Text
-from flask_stream.errors import Code
+from flask_stream.engine.runner import end_data
+from flask_stream.errors import ErrorCode
 from flask_stream.events import TYPES, Event, chunk, encode
-from flask_stream.runner import ending
 
 from .sse import Parser, ServerSentEvent
 
@@ -119,7 +119,7 @@ def test_native_keeps_the_logs_order_and_leaves_nothing_out() -> None:
 
 
 def test_an_end_that_was_not_stored_has_no_place() -> None:
-    lost = Event(0, "end", ending("failed", Code.STORE_ERROR))
+    lost = Event(0, "end", end_data("failed", ErrorCode.STORE_ERROR))
     for dialect in (Native(), Text()):
         found = read(dialect, Event(1, "chunk", chunk("a", "m1")), lost)
         assert found[-1].type == "end"
@@ -183,7 +183,7 @@ def test_text_ends_with_the_status() -> None:
 
 def test_text_tells_a_sentence_before_a_bad_end() -> None:
     chunks = Event(3, "chunk", chunk("He", "m1"))
-    found = read(Text(), chunks, Event(4, "end", ending("failed", Code.TIMEOUT)))
+    found = read(Text(), chunks, Event(4, "end", end_data("failed", ErrorCode.TIMEOUT)))
     assert [(event.type, event.data) for event in found] == [
         ("message", "He"),
         ("error", "The model took too long to answer."),
@@ -208,7 +208,7 @@ def test_text_is_exactly_the_text_with_its_line_ends_as_one(texts: list[str]) ->
     assert [event.id for event in found] == [f"{RUN}:{n}" for n in range(1, len(texts) + 2)]
 
 
-@given(SAID, st.sampled_from([END, json.loads(ending("failed", Code.MODEL_ERROR))]))
+@given(SAID, st.sampled_from([END, json.loads(end_data("failed", ErrorCode.MODEL_ERROR))]))
 def test_text_says_its_text_its_resets_and_its_end_alone(
     said: list[tuple[str, dict[str, Any]]], end: dict[str, Any]
 ) -> None:
@@ -259,7 +259,7 @@ def test_a_page_of_events_is_its_events_one_by_one(dialect: Dialect) -> None:
     events = [
         Event(1, "start", encode({"run": RUN})),
         *(Event(seq, "chunk", chunk(FORGED, "m1")) for seq in range(2, 6)),
-        Event(6, "end", ending("failed", Code.MODEL_ERROR)),
+        Event(6, "end", end_data("failed", ErrorCode.MODEL_ERROR)),
     ]
     together = dialect.frames(RUN, events)
     assert together == b"".join(dialect.frames(RUN, [event]) for event in events)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from flask import Flask
 
-from flask_stream import Code, FlaskStream, create_app
+from flask_stream import ErrorCode, FlaskStream, create_app
 from flask_stream.config import Settings, table
 from flask_stream.events import TYPES
 
@@ -51,7 +51,7 @@ def test_a_setting_that_is_named_is_one() -> None:
 def test_the_codes_are_all_told_and_no_others() -> None:
     match = re.search(r"ends with one of these codes,[^:]*:(.*?)\. Bad input", README, re.DOTALL)
     assert match, "the list of codes is not where it was"
-    assert re.findall(r"`(\w+)`", match[1]) == [code.value for code in Code]
+    assert re.findall(r"`(\w+)`", match[1]) == [code.value for code in ErrorCode]
 
 
 def test_the_events_are_all_told_in_their_order() -> None:

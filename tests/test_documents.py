@@ -21,9 +21,9 @@ from pypdf.generic import (
     StreamObject,
 )
 
-from flask_stream import documents
-from flask_stream.documents import text_of
 from flask_stream.errors import BadRequest, RequestError, TooLarge
+from flask_stream.web import document_text as documents
+from flask_stream.web.document_text import text_of
 
 MOST, PAGES = 10_000, 5
 

@@ -26,7 +26,7 @@ from typing_extensions import TypedDict
 import flask_stream
 from flask_stream import ConfigError, FlaskStream, Input, Turn, create_app
 from flask_stream.errors import BadRequest
-from flask_stream.extension import Service
+from flask_stream.service import Service
 
 from .sse import Parser, ServerSentEvent
 
@@ -225,13 +225,13 @@ def test_a_closed_service_has_no_checkpoints_open(make: Make, tmp_path: Path) ->
     service(app).close()
     assert not is_open()
     with pytest.raises(RuntimeError, match="closed"):
-        service(app).checkpoints.of(graph())
+        service(app).checkpoints.saver_for(graph())
 
 
 def test_an_apps_checkpoints_are_opened_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flask_stream.plugs.find_spec", lambda name: name == "langgraph" or None)
+    monkeypatch.setattr("flask_stream.service.find_spec", lambda name: name == "langgraph" or None)
     told: list[str] = []
-    monkeypatch.setattr("flask_stream.plugs.logger.warning", told.append)
+    monkeypatch.setattr("flask_stream.service.logger.warning", told.append)
     stream = FlaskStream()
     stream.add("one", graph())
     stream.add("other", graph())
@@ -311,7 +311,7 @@ def test_a_chain_is_added_once(make: Make) -> None:
 @pytest.mark.parametrize("thing", [None, 5, "text", ["a"], object()])
 def test_what_is_no_chain_is_refused(thing: Any) -> None:
     stream = FlaskStream()
-    with pytest.raises(ConfigError, match=r"'chat' is .* no stream and is no function"):
+    with pytest.raises(ConfigError, match=r"'chat' is .* no stream method and is not a function"):
         stream.add("chat", thing)
     stream.add("chat", shout)  # the name is still free
 
@@ -348,13 +348,13 @@ def test_an_option_that_cannot_be_is_told(option: str, value: Any, wanted: str) 
 @pytest.mark.parametrize("options", [{"input": lambda input: 1 / 0}, {"state": ["a"]}])
 def test_a_function_takes_no_option_that_would_be_lost(options: dict[str, Any]) -> None:
     stream = FlaskStream()
-    with pytest.raises(ConfigError, match=r"'fn' is a function: .*parameter be called `input`"):
+    with pytest.raises(ConfigError, match=r"'fn' is a function, .*name its parameter `input`"):
         stream.chain("fn", **options)(shout)
     stream.add("fn", shout, state=False)
 
 
 def test_a_runnable_that_is_no_graph_has_no_state() -> None:
-    with pytest.raises(ConfigError, match="'it' is no graph: it takes no state="):
+    with pytest.raises(ConfigError, match="'it' is not a graph, so it takes no state="):
         FlaskStream().add("it", RunnableLambda(lambda text: text), state=True)
 
 
@@ -375,7 +375,7 @@ class Later:
     "function", [later, yielding, partial(yielding), Later(), Later().__call__]
 )
 def test_what_is_async_is_told_when_it_is_added(function: Any) -> None:
-    with pytest.raises(ConfigError, match="'fn' is async: write `def`, and `yield` from it"):
+    with pytest.raises(ConfigError, match=r"is async: write it with `def`"):
         FlaskStream().add("fn", function)
 
 
@@ -424,10 +424,10 @@ def test_the_package_exports_this_and_nothing_else() -> None:
         "FlaskStream",
         "Input",
         "Turn",
-        "Code",
         "ConfigError",
-        "Fault",
+        "ErrorCode",
         "RequestError",
+        "RunFailed",
         "StoreError",
         "StreamError",
     ]
@@ -565,7 +565,7 @@ def test_a_url_of_no_checkpointer_is_told_at_start(url: str) -> None:
 
 
 def test_checkpoints_without_langgraph_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flask_stream.plugs.find_spec", lambda name: None)
+    monkeypatch.setattr("flask_stream.service.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"flask-llm-stream\[graph\]"):
         FlaskStream(Flask(__name__), store="memory://", checkpoints="memory://")
 

@@ -19,10 +19,10 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
-from flask_stream.history import past
-from flask_stream.messages import Messages
-from flask_stream.sources.base import BROKEN_OFF, NOTHING, Input, Turn
+from flask_stream.engine.history import past
+from flask_stream.sources.base import CONTINUE, NO_ANSWER, Input, Turn
 from flask_stream.sources.langgraph import LangGraphSource
+from flask_stream.sources.messages import Messages
 from flask_stream.stores.base import Run
 from flask_stream.stores.memory import MemoryStore
 
@@ -73,7 +73,9 @@ class Asking:
     def compile(self, graph: Any) -> None:
         self.source = LangGraphSource(graph.compile(checkpointer=self.saver), state=["got"])
 
-    def run(self, run: str, parent: str | None = None, resume: Any = NOTHING, **more: Any) -> Said:
+    def run(
+        self, run: str, parent: str | None = None, resume: Any = NO_ANSWER, **more: Any
+    ) -> Said:
         value = {"question": f"question {run}"}
         given = Input(value, run=run, parent=parent, thread="thread", resume=resume, **more)
         self.ran.clear()
@@ -299,7 +301,7 @@ def test_what_was_broken_off_goes_on_without_an_answer(asking: Asking) -> None:
     with pytest.raises(KeyError):
         asking.run("1")
     broken = False
-    assert ids(asking.run("2", "1", BROKEN_OFF)).keys() == {"ask 1?"}
+    assert ids(asking.run("2", "1", CONTINUE)).keys() == {"ask 1?"}
     assert asking.got("3", "2", None) == ["ask: [null]", "whole"]
 
 

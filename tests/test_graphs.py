@@ -25,7 +25,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import interrupt
 
 from flask_stream.errors import BadRequest
-from flask_stream.sources.base import NOTHING, Input, Turn
+from flask_stream.sources.base import NO_ANSWER, Input, Turn
 from flask_stream.sources.langgraph import LangGraphSource
 
 from . import graphs
@@ -261,7 +261,7 @@ def ask(
     source: LangGraphSource,
     run: str,
     parent: str | None = None,
-    resume: Any = NOTHING,
+    resume: Any = NO_ANSWER,
     question: str | None = None,
     history: list[Turn] | None = None,
 ) -> Said:

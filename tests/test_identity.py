@@ -22,7 +22,7 @@ import pytest
 from flask import Flask
 
 from flask_stream import ConfigError, FlaskStream
-from flask_stream.extension import Service
+from flask_stream.service import Service
 
 from . import people
 from .people import LISTEN, NOBODY, NOWHERE, Sent, Site, bearer, refused, sealed, token, users

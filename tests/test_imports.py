@@ -13,79 +13,31 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "flask_stream"
 
-#: From the top down. A module imports from the rows below its own, and from no other; what
-#: matches no pattern has no place in the house yet. The first pattern that matches counts.
-LAYERS = [
+#: The floors, from the top down. A module imports from the floors below its own and from its own
+#: folder, and from no other; the first pattern that matches counts.
+FLOORS = [
     ["__init__"],
     ["app", "gunicorn"],
     ["extension"],
-    ["blueprint", "sockets", "plugs"],
-    ["checkpoints"],
-    ["checkpoints_sqlite", "checkpoints_postgres", "checkpoints_redis"],
-    ["checkpoints_redis_saver"],
-    ["checkpoints_lazy"],
-    ["desk"],
-    ["serving", "openapi", "commands", "headers"],
-    ["permits"],
-    ["access"],
-    ["identity", "tickets", "quotas"],
-    ["keys", "origins", "problems", "requests", "bodies"],
-    ["transports.sse", "transports.websocket", "transports.socketio"],
-    ["transports.websocket_connection", "transports.socketio_client", "transports.socketio_wire"],
-    ["transports.websocket_frames", "transports.socketio_packets"],
-    ["talk"],
-    ["runs"],
-    ["starts", "conversations"],
-    ["cache"],
-    ["live"],
-    ["keeper", "history"],
-    ["runner", "journal"],
-    ["log"],
-    ["tail", "rights"],
-    ["*.base"],
-    ["calls", "line"],
-    ["messages", "inputs"],
-    ["pace"],
-    ["config", "faults", "tasks", "logs", "schemas", "documents", "redis_pool"],
-    ["events", "endings"],
-    ["errors"],
+    ["web.*"],
+    ["service"],
+    ["registry"],
+    ["transports.*", "security.*"],
+    ["engine.*"],
+    ["chains.*"],
+    ["sources.*"],
+    ["stores.*", "checkpoints.*"],
+    ["dialects.*", "concurrency.*", "config", "redis_connection", "json_logs"],
+    ["events", "errors"],
 ]
-#: Plugs: they stand beside the rows, and import nothing of ours but this.
-PLUGS = ["stores", "sources", "dialects"]
-#: A plug of several files has its name in all of them: `stores.sqlite`, `stores.sqlite_file`.
-PLUG_MAY = ["<kind>.base", "<plug>_*", "calls", "messages", "inputs"]
-PLUG_MAY += ["config", "faults", "tasks", "events", "errors", "redis_pool"]
-#: The built-in chains are users of LangChain, from the top down, and know little of ours.
-CHAINS = ["chains.*", "chains.tools", "chains.documents_index", "chains.pieces", "chains.chosen"]
-CHAINS += ["chains.retries", "chains.models", "chains.openai", "chains.local", "chains.llama"]
-CHAINS_MAY = ["config", "endings", "errors", "tasks"]
-#: Who may name an implementation of a plug or a transport.
-NAMES_IMPLEMENTATIONS = ["app", "extension", "plugs"]
-#: Who may name a built-in chain or its model.
-NAMES_CHAINS = ["app", "gunicorn", "chains.*"]
-#: Who may know that there is a web framework, or a server, around.
-WEB = [
-    "app",
-    "gunicorn",
-    "extension",
-    "blueprint",
-    "serving",
-    "sockets",
-    "desk",
-    "headers",
-    "permits",
-]
-WEB += [
-    "access",
-    "identity",
-    "quotas",
-    "keys",
-    "origins",
-    "problems",
-    "requests",
-    "bodies",
-    "transports.*",
-]
+#: A folder of plugs holds the contract in `base`, and implementations that only `WIRING` names.
+PLUGS = ["stores", "sources", "dialects", "checkpoints", "transports"]
+WIRING = ["registry", "service"]
+#: Built-in chains use LangChain as anybody's chain does, and little of this package.
+CHAINS_MAY = ["chains.*", "config", "errors", "concurrency.*", "sources.finish_reasons"]
+CHAINS_ARE_NAMED_BY = ["app", "gunicorn", "chains.*"]
+#: Who may know that there is a web framework, or a server.
+WEB = ["app", "gunicorn", "extension", "service", "web.*", "security.*", "transports.*"]
 WEB_PACKAGES = {"flask", "flask_cors", "werkzeug", "gunicorn", "jinja2"}
 LONGEST = 300
 
@@ -155,18 +107,14 @@ def empty(module: str) -> bool:
     return not MODULES[module].read_text().strip()
 
 
-def kind(module: str) -> str:
-    return module.partition(".")[0]
+def folder(module: str) -> str:
+    return module.rpartition(".")[0]
 
 
-def is_plug(module: str) -> bool:
-    return kind(module) in PLUGS and "." in module and not module.endswith(".base")
-
-
-def row(module: str) -> int:
-    rows = [n for n, names in enumerate(LAYERS) if any(fnmatch(module, name) for name in names)]
-    assert rows, f"{module} has no place in LAYERS: say where it belongs"
-    return rows[0]
+def floor(module: str) -> int:
+    found = [n for n, names in enumerate(FLOORS) if may(module, names)]
+    assert found, f"{module} is on no floor: say in FLOORS where it belongs"
+    return found[0]
 
 
 def may(module: str, names: list[str]) -> bool:
@@ -178,18 +126,19 @@ def test_the_source_is_read_as_python_reads_it(tmp_path: Path) -> None:
     source.write_text(
         "import os.path\n"
         "from ..errors import Code\n"
-        "from .. import tasks\n"
+        "from ..concurrency import tasks\n"
         "from .base import Run\n"
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    import one\nelse:\n    import two\n"
-        "def f():\n    if True:\n        import three\n    from flask_stream.runs import Runs\n"
+        "def f():\n    if True:\n        import three\n"
+        "    from flask_stream.engine.runs import Runs\n"
     )
     assert imported(source, ["flask_stream", "stores"]) == {
         "os.path",
         "flask_stream.errors",
-        "flask_stream.tasks",
+        "flask_stream.concurrency.tasks",
         "flask_stream.stores.base",
-        "flask_stream.runs",
+        "flask_stream.engine.runs",
         "typing",
         "two",
         "three",
@@ -198,41 +147,57 @@ def test_the_source_is_read_as_python_reads_it(tmp_path: Path) -> None:
 
 @modules
 def test_imports_run_downward_only(module: str) -> None:
-    if empty(module) or is_plug(module) or kind(module) == "chains":
+    if empty(module):
         return
-    # The implementations of plugs are nobody's layer: who may name them is told below.
-    below = {name for name in ours(module) if not is_plug(name) and kind(name) != "chains"}
-    wrong = {name for name in below - {module} if row(name) <= row(module)}
-    assert not wrong, f"{module} imports {wrong}, which are not below it"
+    others = {
+        name
+        for name in ours(module) - {module}
+        if not folder(name) or folder(name) != folder(module)
+    }
+    wrong = {name for name in others if floor(name) <= floor(module)}
+    assert not wrong, f"{module} imports {wrong}, which are not on a floor below it"
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if is_plug(module)])
-def test_a_plug_knows_its_contract_and_nothing_beside_it(module: str) -> None:
-    allowed = [name.replace("<kind>", kind(module)).replace("<plug>", module) for name in PLUG_MAY]
-    wrong = {name for name in ours(module) if not may(name, allowed)}
-    assert not wrong, f"{module} imports {wrong}"
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if kind(m) == "chains" and "." in m])
-def test_chains_know_the_settings_and_models_below_them(module: str) -> None:
-    place = CHAINS.index(module) if module in CHAINS else 0
-    allowed = CHAINS_MAY + CHAINS[place + 1 :]
-    wrong = {name for name in ours(module) if not may(name, allowed)}
-    assert not wrong, f"{module} imports {wrong}"
+def test_no_two_modules_import_each_other() -> None:
+    left = {module: ours(module) - {module} for module in MODULES if not empty(module)}
+    while free := [module for module, needs in left.items() if not needs & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left, f"circles among {sorted(left)}"
 
 
 @modules
 def test_only_the_wiring_names_implementations(module: str) -> None:
-    named = {name for name in ours(module) if is_plug(name) or kind(name) == "transports"}
-    plug = module.partition("_")[0]
-    others = {n for n in named if n.partition("_")[0] != plug and not n.endswith(".base")}
-    assert not others or module in NAMES_IMPLEMENTATIONS, f"{module} names {others}"
+    named = {
+        name
+        for name in ours(module)
+        if folder(name) in PLUGS and folder(name) != folder(module) and implements(name)
+    }
+    assert not named or may(module, WIRING), f"{module} names {named}"
+
+
+def implements(module: str) -> bool:
+    """Whether a module of a folder of plugs defines an implementation of the folder's contract."""
+    contract = {"stores": "Store", "sources": "Source"}.get(folder(module))
+    bases = {
+        ast.unparse(base)
+        for node in ast.parse(MODULES[module].read_text()).body
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+    }
+    return contract in bases
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if folder(m) == "chains"])
+def test_chains_know_little_of_the_package(module: str) -> None:
+    wrong = {name for name in ours(module) if not may(name, CHAINS_MAY)}
+    assert not wrong, f"{module} imports {wrong}"
 
 
 @modules
 def test_the_built_in_chains_are_for_the_service_alone(module: str) -> None:
-    named = {name for name in ours(module) if kind(name) == "chains"}
-    assert not named or may(module, NAMES_CHAINS), f"{module} names {named}"
+    named = {name for name in ours(module) if folder(name) == "chains"}
+    assert not named or may(module, CHAINS_ARE_NAMED_BY), f"{module} names {named}"
 
 
 @modules
@@ -241,25 +206,24 @@ def test_only_the_top_knows_the_web(module: str) -> None:
     assert not known or may(module, WEB), f"{module} imports {known}"
 
 
-def test_one_module_names_gevent() -> None:
-    naming = [
+def test_only_the_concurrency_folder_names_gevent() -> None:
+    naming = {
         path.relative_to(ROOT).as_posix()
         for path in [*MODULES.values(), *ROOT.glob("*.py")]
         if any(name.split(".")[0] == "gevent" for name in imported(path, ["flask_stream"]))
-    ]
-    assert sorted(naming) == ["flask_stream/tasks.py", "gunicorn.conf.py"]
+    }
+    assert {name for name in naming if "/concurrency/" not in name} == {"gunicorn.conf.py"}
 
 
-def test_packages_of_plugs_hold_no_code_and_no_third_level() -> None:
+def test_folders_hold_no_code_of_their_own_and_no_third_level() -> None:
     for package in (path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()):
         assert (package / "__init__.py").read_text() == "", package
     assert all(module.count(".") <= 1 for module in MODULES)
 
 
-@pytest.mark.parametrize("package", [*PLUGS])
+@pytest.mark.parametrize("package", PLUGS)
 def test_each_kind_of_plug_has_its_contract(package: str) -> None:
     assert f"{package}.base" in MODULES
-    assert len([module for module in MODULES if kind(module) == package and is_plug(module)]) > 1
 
 
 @modules

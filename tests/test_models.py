@@ -27,14 +27,14 @@ from langchain_core.rate_limiters import InMemoryRateLimiter
 from pydantic import Field
 
 from flask_stream.chains.agent import agent
-from flask_stream.chains.chosen import ChosenModel
-from flask_stream.chains.local import ModelUnavailable
+from flask_stream.chains.fallback_model import FallbackModel
+from flask_stream.chains.local_model import ModelUnavailable
 from flask_stream.chains.models import _USUAL, chosen, maker, tools_refusal
 from flask_stream.chains.tools import calculator
 from flask_stream.config import Settings
-from flask_stream.errors import Code, ConfigError
-from flask_stream.faults import code_of
+from flask_stream.errors import ConfigError, ErrorCode
 from flask_stream.sources.base import Input
+from flask_stream.sources.error_codes import error_code
 from flask_stream.sources.langchain import LangChainSource
 
 from .claude import Claude
@@ -49,7 +49,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def said(settings: Settings) -> list[tuple[str, Any]]:
     """What the settings' model says to a question, as events."""
-    source = LangChainSource(ChosenModel(settings=settings))
+    source = LangChainSource(FallbackModel(settings=settings))
     return [(type, json.loads(data)) for type, data in source.stream(Input({"question": "Why?"}))]
 
 
@@ -122,7 +122,7 @@ def test_nothing_is_asked_again_after_a_token(provider: Provider) -> None:
         base_url=provider.url,
         model_retries=3,
     )
-    source = LangChainSource(ChosenModel(settings=settings))
+    source = LangChainSource(FallbackModel(settings=settings))
     heard = []
     with pytest.raises(Exception, match=r".+"):
         heard += [data for type, data in source.stream(Input({"question": "?"})) if type == "chunk"]
@@ -193,7 +193,7 @@ def test_the_fallback_is_not_asked_after_anything_that_was_said(
         )
         pieces: list[AIMessage] = []
         with pytest.raises(ModelConnectionError):
-            pieces.extend(ChosenModel(settings=settings).stream("Why?"))
+            pieces.extend(FallbackModel(settings=settings).stream("Why?"))
         assert other.calls == []
     assert len(pieces) == 2  # the role, and what was said
 
@@ -208,7 +208,7 @@ def test_pieces_without_content_are_passed_on_in_their_order(
     one, other = (
         [
             (piece.content, piece.usage_metadata, piece.response_metadata, piece.id)
-            for piece in ChosenModel(settings=settings).stream("Why?", {"run_id": UUID(int=1)})
+            for piece in FallbackModel(settings=settings).stream("Why?", {"run_id": UUID(int=1)})
         ]
         for settings in (alone, accompanied)
     )
@@ -372,7 +372,7 @@ def test_a_model_of_ones_own_need_not_stream(monkeypatch: pytest.MonkeyPatch) ->
     assert text(events) == "All at once"
     assert usage(events) == {"model": "whole-1"} | COST
     model.answers.append(AIMessage("Once more", id="its-own"))
-    chosen = ChosenModel(settings=Settings(model=ones_own(monkeypatch, model)))
+    chosen = FallbackModel(settings=Settings(model=ones_own(monkeypatch, model)))
     answer = chosen.invoke("Why?", stop=["."], user="me")
     assert (answer.text, answer.id) == ("Once more", "its-own")
     assert [one[1:] for one in model.asked[1:]] == [(["."], {"user": "me"})]
@@ -389,7 +389,7 @@ def test_a_model_of_ones_own_may_call_tools(monkeypatch: pytest.MonkeyPatch, bin
         binds=binds,
     )
     settings = Settings(model=ones_own(monkeypatch, model))
-    bound = ChosenModel(settings=settings).bind_tools([calculator], tool_choice="any")
+    bound = FallbackModel(settings=settings).bind_tools([calculator], tool_choice="any")
     (piece,) = bound.stream("What is it?")
     assert [one["args"]["expression"] for one in piece.tool_calls] == ["6 * 7", "2 + 3"]
     assert model.asked[0][2] == ({"names": ["calculator"], "tool_choice": "any"} if binds else {})
@@ -413,7 +413,7 @@ def test_the_agent_uses_a_model_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> 
     settings = Settings(model=ones_own(monkeypatch, model))
     make = Mock(return_value=model)
     monkeypatch.setattr(sys.modules["a_module_of_ones_own"], "make", make)
-    made = agent(ChosenModel(settings=settings), settings)
+    made = agent(FallbackModel(settings=settings), settings)
     messages = made.invoke({"messages": [("human", "What is 6 * 7?")]})["messages"]
     assert [message.text for message in messages[2:]] == ["42", "It is 42."]
     make.assert_called_once()  # and not for every question to it
@@ -473,24 +473,24 @@ def test_what_a_model_of_ones_own_is_set_to_is_kept_to(
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (ConnectionError("gone"), Code.MODEL_UNAVAILABLE),
-        (TimeoutError("late"), Code.TIMEOUT),
-        (KeyError("choices"), Code.MODEL_ERROR),
-        (ModelUnavailable("no such file"), Code.MODEL_UNAVAILABLE),
-        (langchain.ModelRateLimitError("slower"), Code.MODEL_RATE_LIMITED),
+        (ConnectionError("gone"), ErrorCode.MODEL_UNAVAILABLE),
+        (TimeoutError("late"), ErrorCode.TIMEOUT),
+        (KeyError("choices"), ErrorCode.MODEL_ERROR),
+        (ModelUnavailable("no such file"), ErrorCode.MODEL_UNAVAILABLE),
+        (langchain.ModelRateLimitError("slower"), ErrorCode.MODEL_RATE_LIMITED),
     ],
 )
 def test_what_a_model_raises_is_the_models_fault(
-    error: Exception, code: Code, monkeypatch: pytest.MonkeyPatch
+    error: Exception, code: ErrorCode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Failing(Whole):
         def _generate(self, *_: Any, **__: Any) -> ChatResult:
             raise error
 
-    chosen = ChosenModel(settings=Settings(model=ones_own(monkeypatch, Failing(answers=[]))))
+    chosen = FallbackModel(settings=Settings(model=ones_own(monkeypatch, Failing(answers=[]))))
     with pytest.raises(Exception, match=r".+") as raised:
         chosen.invoke("Why?")
-    assert code_of(raised.value) is code
+    assert error_code(raised.value) is code
     assert error in (raised.value, raised.value.__cause__)
 
 
@@ -528,7 +528,7 @@ def test_a_model_of_ones_own() -> None:
 @pytest.mark.usefixtures("own_models")
 def test_a_function_that_is_not_there_is_told_at_start(setting: str, function: str) -> None:
     with pytest.raises(ConfigError, match=f"no function {function} in own_models") as caught:
-        ChosenModel(settings=own(setting, function))
+        FallbackModel(settings=own(setting, function))
     assert caught.value.setting == setting
 
 
@@ -536,7 +536,7 @@ def test_a_function_that_is_not_there_is_told_at_start(setting: str, function: s
 def test_a_module_that_cannot_be_imported_is_told_at_start(setting: str, own_models: Path) -> None:
     own_models.write_text("made = 1 / 0\n")
     with pytest.raises(ConfigError, match="imported: ZeroDivisionError: division by") as caught:
-        ChosenModel(settings=own(setting, "made"))
+        FallbackModel(settings=own(setting, "made"))
     assert caught.value.setting == setting
 
 
@@ -546,7 +546,7 @@ def test_a_package_that_cannot_be_imported_is_told_at_start(setting: str, tmp_pa
     (tmp_path / "own_package").mkdir()
     (tmp_path / "own_package" / "__init__.py").write_text("1 / 0\n")
     with pytest.raises(ConfigError, match=r"own_package\.x cannot be imported: Zero") as caught:
-        ChosenModel(settings=own(setting, "made", "own_package.x"))
+        FallbackModel(settings=own(setting, "made", "own_package.x"))
     assert caught.value.setting == setting
 
 
@@ -572,7 +572,7 @@ def test_a_function_of_ones_own_is_not_called_at_start(monkeypatch: pytest.Monke
     make = Mock()
     monkeypatch.setattr(sys.modules["a_module_of_ones_own"], "make", make)
     for settings in (Settings(model=name), Settings(model="local:smollm2", fallback_model=name)):
-        ChosenModel(settings=settings)
+        FallbackModel(settings=settings)
     make.assert_not_called()
 
 
@@ -598,7 +598,7 @@ def made() -> GenericFakeChatModel:
 )
 def test_what_cannot_work_is_told_at_start(settings: Settings, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        ChosenModel(settings=settings)
+        FallbackModel(settings=settings)
 
 
 def test_an_address_is_enough_for_a_model_that_wants_no_key() -> None:

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from flask_stream.events import Cursor, Event, Said, chunk, encode, new_id
-from flask_stream.keeper import Times
-from flask_stream.live import Chain
-from flask_stream.runner import Limits
-from flask_stream.runs import Runs
+from flask_stream.engine.admission import StartRequest
+from flask_stream.engine.chain import Chain
+from flask_stream.engine.maintenance import RunTimes
+from flask_stream.engine.runner import RunLimits
+from flask_stream.engine.runs import Runs
+from flask_stream.events import Cursor, Event, NewEvent, chunk, encode, new_id
 from flask_stream.sources.base import Input, Source, Turn
-from flask_stream.starts import Asked
-from flask_stream.stores.base import ANY, Batch, Busy, Run, Terms
+from flask_stream.stores.base import NO_CONDITIONS, Batch, ConversationBusy, CreateConditions, Run
 from flask_stream.stores.memory import MemoryStore
 
 from .people import Sent, refused
@@ -365,7 +365,7 @@ def test_a_queued_question_outlives_the_worker_of_the_live_one(
 
 # In one process, where the service is too coarse
 
-LIMITS = Limits(first=30, silence=30, total=30)
+LIMITS = RunLimits(first=30, silence=30, total=30)
 
 
 class Halves(Source):
@@ -378,7 +378,7 @@ class Halves(Source):
     def check(self, value: dict[str, Any]) -> None:
         """It takes anything."""
 
-    def stream(self, input: Input) -> Generator[Said, None, None]:
+    def stream(self, input: Input) -> Generator[NewEvent, None, None]:
         self.asked.append(input)
         yield "message", encode({"id": "m1", "role": "assistant", "node": None})
         yield "chunk", chunk("half ", "m1")
@@ -393,10 +393,12 @@ class Late(MemoryStore):
         super().__init__()
         self.busy: Callable[[str], None] | None = None
 
-    def create(self, run: Run, owner: str, lease: float, terms: Terms = ANY) -> Run | None:
+    def create(
+        self, run: Run, owner: str, lease: float, terms: CreateConditions = NO_CONDITIONS
+    ) -> Run | None:
         try:
             return super().create(run, owner, lease, terms)
-        except Busy as busy:
+        except ConversationBusy as busy:
             if self.busy is not None:
                 self.busy(busy.run)
             raise
@@ -414,7 +416,7 @@ def store() -> Late:
 
 @pytest.fixture
 def runs(source: Halves, store: Late) -> Iterator[Runs]:
-    runs = Runs(store, {"halves": Chain("halves", source)}, Times(LIMITS, 1, 3600))
+    runs = Runs(store, {"halves": Chain("halves", source)}, RunTimes(LIMITS, 1, 3600))
     yield runs
     for gate in source.gates.values():
         gate.set()
@@ -423,7 +425,9 @@ def runs(source: Halves, store: Late) -> Iterator[Runs]:
 
 def start(runs: Runs, question: str, **fields: Any) -> Run:
     run, new = runs.starts.start(
-        Asked("halves", {"question": question}, who="session:one", conversation=TALK, **fields)
+        StartRequest(
+            "halves", {"question": question}, who="session:one", conversation=TALK, **fields
+        )
     )
     assert new
     return run
@@ -518,7 +522,7 @@ def test_who_waits_for_one_that_is_removed_begins(runs: Runs, source: Halves, st
     assert store.create(other, "other", 60) is None
     source.gates["two"].set()
     run, _ = runs.starts.start(
-        Asked("halves", {"question": "two"}, who="session:one", parent=other.id)
+        StartRequest("halves", {"question": "two"}, who="session:one", parent=other.id)
     )
     assert store.forget(other.principal, other.conversation)
     assert finish(runs, run)[0] == "done"

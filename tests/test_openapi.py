@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from flask_stream import FlaskStream
-from flask_stream.extension import Service
+from flask_stream.service import Service
 
 from .people import LISTEN, Site, bearer, refused
 from .provider import Provider, Script

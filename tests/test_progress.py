@@ -21,23 +21,23 @@ from langgraph.config import get_stream_writer
 from langgraph.graph import START, StateGraph
 
 from flask_stream import FlaskStream
+from flask_stream.engine.admission import StartRequest
+from flask_stream.engine.chain import Chain
+from flask_stream.engine.log_reader import LogReader
+from flask_stream.engine.maintenance import RunTimes
+from flask_stream.engine.runner import RunLimits
+from flask_stream.engine.runs import Runs
 from flask_stream.events import Cursor, Event
-from flask_stream.keeper import Times
-from flask_stream.live import Chain
-from flask_stream.runner import Limits
-from flask_stream.runs import Runs
 from flask_stream.sources.base import Input, Source
 from flask_stream.sources.langchain import LangChainSource
 from flask_stream.sources.langgraph import LangGraphSource
-from flask_stream.starts import Asked
 from flask_stream.stores.memory import MemoryStore
-from flask_stream.tail import Reader
 
 from .provider import Provider, Script
 from .server import Server, environment, gunicorn
 from .sse import Stream
 
-GENEROUS = Limits(first=30, silence=30, total=30)
+GENEROUS = RunLimits(first=30, silence=30, total=30)
 Told = tuple[str, Any]
 ASKED = Input({"question": "Why?"})
 
@@ -92,12 +92,14 @@ everywhere = pytest.mark.parametrize(
 class Asking:
     """One run, and what is read of it."""
 
-    def __init__(self, source: Source, limits: Limits = GENEROUS) -> None:
-        self.runs = Runs(MemoryStore(), {"chain": Chain("chain", source)}, Times(limits, 30, 3600))
-        self.run = self.runs.starts.start(Asked("chain", {"question": "Why?"}))[0].id
+    def __init__(self, source: Source, limits: RunLimits = GENEROUS) -> None:
+        self.runs = Runs(
+            MemoryStore(), {"chain": Chain("chain", source)}, RunTimes(limits, 30, 3600)
+        )
+        self.run = self.runs.starts.start(StartRequest("chain", {"question": "Why?"}))[0].id
         reader = self.runs.read(Cursor(self.run, 0))
         assert reader is not None
-        self._reader: Reader = reader
+        self._reader: LogReader = reader
         self.events: list[Event] = []
 
     def until(self, type: str, count: int = 1, timeout: float = 20) -> list[Told]:
@@ -121,7 +123,7 @@ class Asking:
 def ask() -> Iterator[Callable[..., Asking]]:
     made: list[Asking] = []
 
-    def ask(source: Source, limits: Limits = GENEROUS) -> Asking:
+    def ask(source: Source, limits: RunLimits = GENEROUS) -> Asking:
         made.append(Asking(source, limits))
         return made[-1]
 
@@ -198,7 +200,7 @@ def test_to_tell_something_is_a_sign_of_life(
             time.sleep(0.25)
         return "finished"
 
-    events = ask(source_of(work), Limits(first=1.2, silence=1.2, total=30)).until("end")
+    events = ask(source_of(work), RunLimits(first=1.2, silence=1.2, total=30)).until("end")
     assert events[-1][1] == {"status": "done", "error": None}
 
 

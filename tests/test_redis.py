@@ -17,11 +17,18 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from flask_stream.checkpoints import open_checkpoints
 from flask_stream.errors import ConfigError, StoreError
 from flask_stream.events import Event, new_id
-from flask_stream.redis_pool import connection_pool, unfit, without_secrets
-from flask_stream.stores.base import Batch, Conversation, Full, News, Run, Terms
+from flask_stream.redis_connection import connection_pool, unfit, without_secrets
+from flask_stream.registry import open_checkpoints
+from flask_stream.stores.base import (
+    Batch,
+    Conversation,
+    CreateConditions,
+    News,
+    Run,
+    TooManyLiveRuns,
+)
 from flask_stream.stores.redis import RedisStore
 
 from .server import ROOT
@@ -343,7 +350,7 @@ def test_runs_from_before_there_were_conversations_go_on_and_go(
     assert store.append([a_batch(live.id, 1, status="done")]) == [True]
     # What comes next in that conversation begins it, and what was before is in none.
     new = new_run("", conversation)
-    assert store.create(new, OWNER, 60, Terms(most=1, alone=True, title="new")) is None
+    assert store.create(new, OWNER, 60, CreateConditions(most=1, alone=True, title="new")) is None
     assert store.runs("", conversation) == [new]
     assert len(store.purge(50, 10)) == 2
     assert store.expired(ended.id) == store.expired(live.id) == ""
@@ -359,10 +366,10 @@ def test_a_run_that_somebody_else_deleted_takes_nobodys_place(
     store: RedisStore, admin: Any
 ) -> None:
     run = new_run("ann")
-    terms = Terms(most=1, alone=True)
+    terms = CreateConditions(most=1, alone=True)
     assert store.create(run, OWNER, 0.001, terms) is None
     admin.delete(f"flask_stream:run:{run.id}", f"flask_stream:log:{run.id}")
-    with pytest.raises(Full):
+    with pytest.raises(TooManyLiveRuns):
         store.create(new_run("ann"), OWNER, 60, terms)
     time.sleep(0.01)
     assert store.adopt(OWNER, 60, 10) == []
@@ -620,7 +627,7 @@ def test_a_server_that_hides_its_info_is_taken(
     assert store.append([a_batch(run, 1, status="cancelled")]) == [True]
     assert len(store.purge(-1, 10)) == 1
     again = new_run("ann")
-    assert store.create(again, OWNER, 60, Terms(most=1, alone=True)) is None
+    assert store.create(again, OWNER, 60, CreateConditions(most=1, alone=True)) is None
     assert len(store.conversations("ann", 10)) == len(store.runs("ann", again.conversation)) == 1
     assert store.rename("ann", again.conversation, "title")
     assert store.forget("ann", again.conversation)

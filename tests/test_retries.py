@@ -21,16 +21,16 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_openai import ChatOpenAI
 
-from flask_stream import tasks
 from flask_stream.chains import retries
-from flask_stream.chains.chosen import ChosenModel
+from flask_stream.chains.fallback_model import FallbackModel
 from flask_stream.chains.models import _USUAL
 from flask_stream.chains.summary import Summary
+from flask_stream.concurrency import tasks
 from flask_stream.config import Settings
-from flask_stream.endings import cut, ended
-from flask_stream.errors import Code, Fault
-from flask_stream.faults import code_of
+from flask_stream.errors import ErrorCode, RunFailed
 from flask_stream.sources.base import Input
+from flask_stream.sources.error_codes import error_code
+from flask_stream.sources.finish_reasons import cut, ended
 from flask_stream.sources.function import FunctionSource
 from flask_stream.sources.langchain import LangChainSource
 
@@ -58,7 +58,7 @@ def settings(url: str, **more: Any) -> Settings:
 
 
 def said(settings: Settings) -> list[tuple[str, Any]]:
-    source = LangChainSource(ChosenModel(settings=settings))
+    source = LangChainSource(FallbackModel(settings=settings))
     return [(type, json.loads(data)) for type, data in source.stream(Input({"question": "Why?"}))]
 
 
@@ -86,8 +86,11 @@ def test_it_is_asked_no_more_often_than_that(provider: Provider, fault: scripted
     with pytest.raises(Exception, match=r".+") as raised:
         said(settings(provider.url))
     unreached = fault in ("rst", "fin")
-    expected = Code.MODEL_UNAVAILABLE if unreached else Code.MODEL_ERROR
-    assert code_of(raised.value) in (expected, Code.CHAIN_ERROR if fault == "error" else expected)
+    expected = ErrorCode.MODEL_UNAVAILABLE if unreached else ErrorCode.MODEL_ERROR
+    assert error_code(raised.value) in (
+        expected,
+        ErrorCode.CHAIN_ERROR if fault == "error" else expected,
+    )
     assert len(provider.calls) == 3
 
 
@@ -261,8 +264,8 @@ class Failing(BaseChatModel):
     [
         (ConnectionResetError("gone"), True),
         (TimeoutError("late"), True),
-        (Fault(Code.MODEL_UNAVAILABLE), True),
-        (Fault(Code.MODEL_AUTH), False),
+        (RunFailed(ErrorCode.MODEL_UNAVAILABLE), True),
+        (RunFailed(ErrorCode.MODEL_AUTH), False),
         (KeyError("a mistake"), False),
         (ValueError("a mistake"), False),
     ],
@@ -297,7 +300,7 @@ def test_a_stop_ends_the_pause_and_asks_nobody(
     failing(provider, Script(fault="rst"))
     given = settings(provider.url, fallback_model="openai:other")
     source = (
-        LangChainSource(ChosenModel(settings=given))
+        LangChainSource(FallbackModel(settings=given))
         if chain == "chat"
         else FunctionSource(Summary(given))
     )
@@ -317,7 +320,7 @@ def test_a_stop_ends_the_pause_and_asks_nobody(
         pause(seconds)
 
     monkeypatch.setattr(tasks, "pause", paused)
-    task = tasks.start(run, "stopped")
+    task = tasks.start_task(run, "stopped")
     assert waits.wait(10)
     task.interrupt()
     assert task.join(10)
@@ -328,13 +331,13 @@ def test_a_stop_ends_the_pause_and_asks_nobody(
 def test_a_greenlet_that_pauses_is_stopped_as_well() -> None:
     code = (
         "from gevent import monkey; monkey.patch_all()\n"
-        "import threading\nfrom flask_stream import tasks\n"
+        "import threading\nfrom flask_stream.concurrency import tasks\n"
         "ends, waits = [], threading.Event()\n"
         "def run():\n"
         "    waits.set()\n"
         "    try: tasks.pause(60)\n"
         "    finally: ends.append(tasks.scope().interrupted)\n"
-        "task = tasks.start(run, 'stopped')\n"
+        "task = tasks.start_task(run, 'stopped')\n"
         "assert waits.wait(10) and task.interrupt() and task.join(10) and ends == [True]\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessageChunk
 
+from flask_stream.engine.admission import StartRequest
+from flask_stream.engine.chain import Chain
+from flask_stream.engine.history import turns
+from flask_stream.engine.log_writer import LogWriter
+from flask_stream.engine.maintenance import RunTimes
+from flask_stream.engine.runner import RunLimits
+from flask_stream.engine.runs import Runs
 from flask_stream.errors import BadRequest, Conflict, Gone, NotFound, StoreError, Unavailable
-from flask_stream.events import Cursor, Event, Said, new_id
-from flask_stream.history import turns
-from flask_stream.keeper import Times
-from flask_stream.live import Chain
-from flask_stream.log import Log
-from flask_stream.runner import Limits
-from flask_stream.runs import Runs
+from flask_stream.events import Cursor, Event, NewEvent, new_id
 from flask_stream.sources.base import Input, Source, Turn
 from flask_stream.sources.function import FunctionSource
-from flask_stream.starts import Asked
-from flask_stream.stores.base import ANY, Batch, Held, Run, Terms
+from flask_stream.stores.base import NO_CONDITIONS, Batch, CreateConditions, LeaseState, Run
 from flask_stream.stores.memory import MemoryStore
 
-GENEROUS = Limits(first=30, silence=30, total=30)
+GENEROUS = RunLimits(first=30, silence=30, total=30)
 QUESTION = {"question": "?"}
 
 
@@ -53,12 +53,14 @@ class MoodyStore(MemoryStore):
             raise StoreError("away")
         return super().get(run)
 
-    def create(self, run: Run, owner: str, lease: float, terms: Terms = ANY) -> Run | None:
+    def create(
+        self, run: Run, owner: str, lease: float, terms: CreateConditions = NO_CONDITIONS
+    ) -> Run | None:
         if self.away:
             raise StoreError("away")
         return super().create(run, owner, lease, terms)
 
-    def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, Held]:
+    def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, LeaseState]:
         if self.gone:
             raise StoreError("away")
         return super().renew(leases, lease)
@@ -91,13 +93,13 @@ def make(store: MoodyStore) -> Iterator[Make]:
 
     def make(
         function: Any,
-        limits: Limits = GENEROUS,
+        limits: RunLimits = GENEROUS,
         lease: float = 30,
         keep: float = 3600,
         attempts: int = 1,
     ) -> Runs:
         chains = {"chain": Chain("chain", FunctionSource(function), attempts=attempts)}
-        runs = Runs(store, chains, Times(limits, lease, keep))
+        runs = Runs(store, chains, RunTimes(limits, lease, keep))
         made.append(runs)
         return runs
 
@@ -128,7 +130,7 @@ def read(runs: Runs, run: str, timeout: float = 20) -> list[Event]:
 
 def ask(runs: Runs) -> str:
     """Start a run; its id."""
-    return runs.starts.start(Asked("chain", QUESTION))[0].id
+    return runs.starts.start(StartRequest("chain", QUESTION))[0].id
 
 
 def end_of(events: list[Event]) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def text(events: list[Event]) -> str:
 
 def test_a_run_is_read_to_its_end(make: Make) -> None:
     runs = make(lambda q: iter(["a", "b"]))
-    run, new = runs.starts.start(Asked("chain", QUESTION))
+    run, new = runs.starts.start(StartRequest("chain", QUESTION))
     assert new
     events = read(runs, run.id)
     assert [event.type for event in events] == ["start", "message", "chunk", "chunk", "end"]
@@ -159,20 +161,22 @@ def test_a_run_is_read_to_its_end(make: Make) -> None:
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        (Limits(first=0.2, silence=30, total=30), ""),
-        (Limits(first=30, silence=0.2, total=30), "a"),
-        (Limits(first=30, silence=30, total=0.2), "a"),
+        (RunLimits(first=0.2, silence=30, total=30), ""),
+        (RunLimits(first=30, silence=0.2, total=30), "a"),
+        (RunLimits(first=30, silence=30, total=0.2), "a"),
     ],
     ids=["first token", "silence", "whole run"],
 )
-def test_a_limit_ends_the_run(make: Make, gate: threading.Event, limits: Limits, said: str) -> None:
+def test_a_limit_ends_the_run(
+    make: Make, gate: threading.Event, limits: RunLimits, said: str
+) -> None:
     def slow(_: str) -> Iterator[str]:
         yield from said
         gate.wait()
         yield "too late"
 
     runs = make(slow, limits)
-    run, _ = runs.starts.start(Asked("chain", QUESTION))
+    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
     events = read(runs, run.id)
     assert end_of(events)["error"]["code"] == "timeout"
     assert text(events) == said
@@ -191,7 +195,7 @@ def test_what_a_stopped_chain_still_says_is_not_written(make: Make, gate: thread
             closed.set()
 
     runs = make(stubborn)
-    run, _ = runs.starts.start(Asked("chain", QUESTION))
+    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
     assert runs.cancel(run.id, 10).status == "cancelled"
     gate.set()
     assert closed.wait(10)
@@ -206,7 +210,7 @@ def test_a_chain_that_fails_ends_the_run(make: Make) -> None:
         raise RuntimeError("sk-secret")
 
     runs = make(failing)
-    run, _ = runs.starts.start(Asked("chain", QUESTION))
+    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
     events = read(runs, run.id)
     assert end_of(events)["error"]["code"] == "chain_error"
     assert "sk-secret" not in str(events)
@@ -215,7 +219,7 @@ def test_a_chain_that_fails_ends_the_run(make: Make) -> None:
 def test_an_answer_lost_on_the_way_stores_nothing_twice(make: Make, store: MoodyStore) -> None:
     store.forgetful = 2
     runs = make(lambda q: iter("abc"))
-    run, _ = runs.starts.start(Asked("chain", QUESTION))
+    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
     events = read(runs, run.id)
     assert text(events) == "abc"
     assert [event.seq for event in events] == list(range(1, 7))
@@ -232,7 +236,7 @@ def test_nothing_is_shown_that_is_not_stored(
         time.sleep(30)
 
     runs = make(chain, lease=1)
-    run, _ = runs.starts.start(Asked("chain", QUESTION))
+    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
     reader = runs.read(Cursor(run.id, 0))
     assert reader is not None
     seen: list[Event] = []
@@ -254,7 +258,7 @@ def test_nothing_is_shown_that_is_not_stored(
     assert [(event.seq, event.type) for event in shared.events] == [(0, "end")]
     assert json.loads(shared.events[0].data)["error"]["code"] == "store_error"
     with pytest.raises(Unavailable):
-        runs.starts.start(Asked("chain", QUESTION))
+        runs.starts.start(StartRequest("chain", QUESTION))
     store.away = False
     # It is back: the run is ended there, too, once, after all that was said.
     until = time.monotonic() + 20
@@ -273,7 +277,7 @@ def test_an_end_that_cannot_be_stored_is_no_end(make: Make, store: MoodyStore) -
         store.away = True
 
     runs = make(chain, lease=1)
-    run, _ = runs.starts.start(Asked("chain", QUESTION))
+    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
     events = read(runs, run.id)
     assert (events[-1].seq, events[-1].type) == (0, "end")
     assert end_of(events)["error"]["code"] == "store_error"
@@ -297,7 +301,7 @@ def test_a_run_that_the_store_was_away_for_is_not_taken_for_a_dead_workers(
         yield "b"
 
     runs = make(chain, lease=1, attempts=3)
-    run, _ = runs.starts.start(Asked("chain", QUESTION))
+    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
     wait_for(lambda: len(store.read(run.id, 0, 9)) > 2)
     store.away = store.gone = True
     gate.set()
@@ -318,7 +322,7 @@ def test_a_store_that_can_only_be_read(
         raise StoreError("no room")
 
     runs = make(lambda q: iter("a"))
-    runs.check()
+    runs.check_ready()
     elsewhere = Run(new_id(), "chain", new_id(), None, "", json.dumps(QUESTION), time.time())
     store.create(elsewhere, "another", 30)
     monkeypatch.setattr(store, "cancel", full)
@@ -326,14 +330,14 @@ def test_a_store_that_can_only_be_read(
     with pytest.raises(Unavailable):
         runs.cancel(elsewhere.id, 1)
     with pytest.raises(Unavailable):
-        runs.check()
+        runs.check_ready()
 
 
 def test_the_same_question_in_another_order_is_the_same(make: Make) -> None:
     runs = make(lambda input: iter("a"))
     id = new_id()
-    one, _ = runs.starts.start(Asked("chain", {"a": 1, "b": {"c": 2, "d": 3}}, run=id))
-    two, new = runs.starts.start(Asked("chain", {"b": {"d": 3, "c": 2}, "a": 1}, run=id))
+    one, _ = runs.starts.start(StartRequest("chain", {"a": 1, "b": {"c": 2, "d": 3}}, run=id))
+    two, new = runs.starts.start(StartRequest("chain", {"b": {"d": 3, "c": 2}, "a": 1}, run=id))
     assert (one.id, new) == (two.id, False)
 
 
@@ -349,7 +353,7 @@ def test_a_turn_is_whole_messages_and_says_whether_it_came_to_its_end(
 
     runs = make(chain)
     for question, whole in ("go", True), ("fail", False):
-        run, _ = runs.starts.start(Asked("chain", {"question": question}))
+        run, _ = runs.starts.start(StartRequest("chain", {"question": question}))
         read(runs, run.id)
         assert turns(store, run.id, 9) == [Turn(question, "l0 l1 l2 \n\nr0 r1 r2 ", whole)]
 
@@ -368,9 +372,9 @@ def test_what_a_chain_keeps_goes_with_its_last_run(store: MoodyStore) -> None:
         yield "a"
 
     chains = {name: Chain(name, Keeps(function)) for name in ("one", "two")}
-    runs = Runs(store, chains, Times(GENEROUS, 1, 2))
+    runs = Runs(store, chains, RunTimes(GENEROUS, 1, 2))
     try:
-        asked = Asked("one", QUESTION, who="user:ann", conversation=new_id())
+        asked = StartRequest("one", QUESTION, who="user:ann", conversation=new_id())
         for chain in ("one", "two"):
             run, _ = runs.starts.start(replace(asked, chain=chain))
             wait_for(lambda id=run.id: not store.get(id).live)  # type: ignore[misc,union-attr]
@@ -394,7 +398,7 @@ def test_one_of_many_starts_asks_the_chain(make: Make) -> None:
     news: list[bool] = []
 
     def start() -> None:
-        news.append(runs.starts.start(Asked("chain", QUESTION, run=id))[1])
+        news.append(runs.starts.start(StartRequest("chain", QUESTION, run=id))[1])
 
     threads = [threading.Thread(target=start) for _ in range(50)]
     for thread in threads:
@@ -408,7 +412,7 @@ def test_one_of_many_starts_asks_the_chain(make: Make) -> None:
 
 def test_runs_are_forgotten_whole_and_known_to_be(make: Make, store: MoodyStore) -> None:
     runs = make(lambda q: iter("a"), lease=1, keep=0.1)
-    run, _ = runs.starts.start(Asked("chain", QUESTION))
+    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
     until = time.monotonic() + 20
     while store.get(run.id) and time.monotonic() < until:
         time.sleep(0.05)
@@ -448,15 +452,15 @@ def test_places_that_cannot_be_are_refused(make: Make, gate: threading.Event) ->
         gate.wait()
 
     runs = make(chain)
-    run, _ = runs.starts.start(Asked("chain", QUESTION))
+    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
     with pytest.raises(BadRequest):
         runs.read(Cursor(run.id, 1000))
     with pytest.raises(Conflict):
-        runs.starts.start(Asked("chain", {"question": "another"}, run=run.id))
+        runs.starts.start(StartRequest("chain", {"question": "another"}, run=run.id))
     with pytest.raises(NotFound):
-        runs.starts.start(Asked("chain", QUESTION, parent=new_id()))
+        runs.starts.start(StartRequest("chain", QUESTION, parent=new_id()))
     with pytest.raises(NotFound):
-        runs.starts.start(Asked("nothing", QUESTION))
+        runs.starts.start(StartRequest("nothing", QUESTION))
 
 
 def test_a_worker_that_goes_ends_what_it_cannot_finish(make: Make, gate: threading.Event) -> None:
@@ -465,11 +469,11 @@ def test_a_worker_that_goes_ends_what_it_cannot_finish(make: Make, gate: threadi
         gate.wait()
 
     runs = make(chain)
-    run, _ = runs.starts.start(Asked("chain", QUESTION))
+    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
     runs.drain(0.2)
     assert end_of(read(runs, run.id))["error"]["code"] == "worker_lost"
     with pytest.raises(Unavailable):
-        runs.starts.start(Asked("chain", QUESTION))
+        runs.starts.start(StartRequest("chain", QUESTION))
 
 
 def test_a_chain_may_outrun_the_store_only_so_far(store: MoodyStore) -> None:
@@ -479,15 +483,15 @@ def test_a_chain_may_outrun_the_store_only_so_far(store: MoodyStore) -> None:
         def check(self, value: dict[str, Any]) -> None:
             assert value == QUESTION
 
-        def stream(self, input: Input) -> Generator[Said, None, None]:
+        def stream(self, input: Input) -> Generator[NewEvent, None, None]:
             nonlocal said
             store.away = True
             for _ in range(300_000):
                 said += 1
                 yield "custom", "{}"
 
-    runs = Runs(store, {"chain": Chain("chain", Fast())}, Times(GENEROUS, 30, 3600))
-    run, _ = runs.starts.start(Asked("chain", QUESTION))
+    runs = Runs(store, {"chain": Chain("chain", Fast())}, RunTimes(GENEROUS, 30, 3600))
+    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
     time.sleep(0.5)
     assert said < 300_000
     store.away = False
@@ -530,7 +534,7 @@ def test_a_chain_that_is_given_up_is_charged_once(store: MoodyStore, gate: threa
     runs = Runs(
         store,
         {"chain": Chain("chain", FunctionSource(chain))},
-        Times(GENEROUS, 30, 3600),
+        RunTimes(GENEROUS, 30, 3600),
         lambda who, tokens: charged.append(tokens),
     )
     try:
@@ -590,7 +594,7 @@ def test_a_reader_of_what_is_removed_is_told(make: Make) -> None:
 
     runs = make(chain)
     conversation = new_id()
-    asked = Asked("chain", QUESTION, who="user:1", conversation=conversation)
+    asked = StartRequest("chain", QUESTION, who="user:1", conversation=conversation)
     run = runs.starts.start(asked)[0].id
     wait_for(lambda: not runs.live)
     reader = runs.read(Cursor(run, 0), "user:1")
@@ -648,7 +652,7 @@ def test_one_that_cannot_be_told_does_not_end_the_writing(
     runs = make(chain)
     run = ask(runs)
     wait_for(lambda: len(store.read(run, 0, 9)) > 2)
-    monkeypatch.setattr(Log, "stored", no_thread)
+    monkeypatch.setattr(LogWriter, "stored", no_thread)
     gate.set()
     time.sleep(0.5)
     monkeypatch.undo()

@@ -22,7 +22,7 @@ import pytest
 from flask_stream.errors import StoreError
 from flask_stream.events import new_id
 from flask_stream.stores import sqlite_file, sqlite_statements
-from flask_stream.stores.base import Conversation, Held, Run
+from flask_stream.stores.base import Conversation, LeaseState, Run
 from flask_stream.stores.sqlite import SqliteStore
 
 from .test_stores import batch, ending, events, found, new_run, started, whole
@@ -502,7 +502,7 @@ def test_a_file_of_format_1_is_brought_up_with_all_that_is_in_it(path: Path) -> 
             assert whole(store, first) == events(0, 2)
             assert store.expired("gone" * 8) == ""
             # The owner that is at work goes on with its run, and everybody can have it end.
-            assert store.renew({anns.id: "me"}, 60) == {anns.id: Held.YES}
+            assert store.renew({anns.id: "me"}, 60) == {anns.id: LeaseState.YES}
     with closing(SqliteStore(path)) as store:
         assert store.append([ending(anns, 2)]) == [True]
         assert len(store.purge(10, 10)) == 4

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from flask_stream.events import Event, encode, new_id
 from flask_stream.stores.base import (
     Batch,
-    Busy,
     Conversation,
-    Denied,
-    Full,
-    Held,
+    ConversationBusy,
+    CreateConditions,
+    CreateRefused,
+    LeaseState,
     News,
     Run,
     Store,
-    Terms,
+    TooManyLiveRuns,
 )
 from flask_stream.stores.memory import MemoryStore
 from flask_stream.stores.redis import RedisStore
@@ -115,7 +115,7 @@ def started(
     store: Store,
     owner: str = "me",
     lease: float = 60,
-    terms: Terms = Terms(),  # noqa: B008 - it cannot be changed
+    terms: CreateConditions = CreateConditions(),  # noqa: B008 - it cannot be changed
     **known: object,
 ) -> Run:
     run = new_run(**known)
@@ -135,7 +135,7 @@ def together(number: int, call: Callable[[int], object]) -> list[object]:
         barrier.wait()
         try:
             return call(which)
-        except Denied as denied:
+        except CreateRefused as denied:
             return denied
 
     with ThreadPoolExecutor(number) as pool:
@@ -241,12 +241,12 @@ def test_whoever_created_a_run_may_ask_again(store: Store) -> None:
 
 
 def test_a_principal_has_no_more_live_runs_than_it_may(store: Store, other: Store) -> None:
-    terms = Terms(most=2)
+    terms = CreateConditions(most=2)
     first = started(store, terms=terms, principal="ann")
     second = started(other, terms=terms, principal="ann")
     third = new_run(principal="ann")
     for each in (store, other):
-        with pytest.raises(Full):
+        with pytest.raises(TooManyLiveRuns):
             each.create(third, "me", 60, terms)
     assert store.get(third.id) is None
     assert store.conversation("ann", third.conversation) is None
@@ -254,9 +254,9 @@ def test_a_principal_has_no_more_live_runs_than_it_may(store: Store, other: Stor
     started(store, terms=terms, principal="bob")  # who is somebody else
     over(other, first)
     assert store.create(third, "me", 60, terms) is None
-    with pytest.raises(Full):
+    with pytest.raises(TooManyLiveRuns):
         store.create(new_run(principal="ann"), "me", 60, terms)
-    assert store.create(new_run(principal="ann"), "me", 60, Terms(most=4)) is None
+    assert store.create(new_run(principal="ann"), "me", 60, CreateConditions(most=4)) is None
     assert store.create(new_run(principal="ann"), "me", 60) is None
     over(store, second)
 
@@ -266,29 +266,29 @@ def test_the_end_of_a_run_makes_room_however_it_is_stored(store: Store) -> None:
     store.append([batch(runs[0], 0, 2), ending(runs[0], 2)])
     store.append([ending(run, 0) for run in runs[1:]])
     store.append([ending(run, 0) for run in runs[1:]])  # which is nothing new
-    alone = Terms(most=1)
+    alone = CreateConditions(most=1)
     assert store.create(new_run(principal="ann"), "me", 60, alone) is None
-    with pytest.raises(Full):
+    with pytest.raises(TooManyLiveRuns):
         store.create(new_run(principal="ann"), "me", 60, alone)
 
 
 def test_of_twenty_who_start_at_once_three_may(store: Store, other: Store) -> None:
-    terms = Terms(most=3)
+    terms = CreateConditions(most=3)
     runs = [new_run(principal="ann") for _ in range(20)]
     answers = together(
         20, lambda which: (store, other)[which % 2].create(runs[which], "me", 60, terms)
     )
     assert answers.count(None) == 3
-    assert len([answer for answer in answers if isinstance(answer, Full)]) == 17
+    assert len([answer for answer in answers if isinstance(answer, TooManyLiveRuns)]) == 17
     assert len([run for run in runs if store.get(run.id)]) == 3
     assert len(store.conversations("ann", 100)) == 3
 
 
 def test_a_run_may_have_to_be_alone_in_its_conversation(store: Store, other: Store) -> None:
-    alone = Terms(alone=True)
+    alone = CreateConditions(alone=True)
     first = started(store, terms=alone, principal="ann")
     again = new_run(principal="ann", conversation=first.conversation)
-    with pytest.raises(Busy) as busy:
+    with pytest.raises(ConversationBusy) as busy:
         other.create(again, "me", 60, alone)
     assert busy.value.run == first.id
     assert store.get(again.id) is None
@@ -298,7 +298,7 @@ def test_a_run_may_have_to_be_alone_in_its_conversation(store: Store, other: Sto
     over(store, first)
     assert other.create(again, "me", 60, alone) is None
     assert other.create(replace(again, id=new_id()), "me", 60) is None  # has no such term
-    with pytest.raises(Busy) as busy:
+    with pytest.raises(ConversationBusy) as busy:
         store.create(replace(again, id=new_id()), "me", 60, alone)
     assert busy.value.run != first.id
 
@@ -310,25 +310,25 @@ def test_of_two_who_want_to_be_alone_one_is(store: Store, other: Store) -> None:
         answers = together(
             2,
             lambda which, runs=runs: (store, other)[which].create(  # type: ignore[misc]
-                runs[which], "me", 60, Terms(alone=True)
+                runs[which], "me", 60, CreateConditions(alone=True)
             ),
         )
         (denied,) = (answer for answer in answers if answer is not None)
-        assert isinstance(denied, Busy)
+        assert isinstance(denied, ConversationBusy)
         assert denied.run == runs[answers.index(None)].id
 
 
 def test_busy_comes_before_full(store: Store) -> None:
-    terms = Terms(most=1, alone=True)
+    terms = CreateConditions(most=1, alone=True)
     run = started(store, terms=terms, principal="ann")
-    with pytest.raises(Busy):
+    with pytest.raises(ConversationBusy):
         store.create(replace(run, id=new_id()), "me", 60, terms)
-    with pytest.raises(Full):
+    with pytest.raises(TooManyLiveRuns):
         store.create(new_run(principal="ann"), "me", 60, terms)
 
 
 def test_a_run_that_is_there_is_found_whatever_the_terms(store: Store, other: Store) -> None:
-    terms = Terms(most=1, alone=True)
+    terms = CreateConditions(most=1, alone=True)
     run = started(store, terms=terms, principal="ann")
     assert other.create(run, "you", 60, terms) == run
     assert other.create(run, "me", 60, terms) is None
@@ -343,7 +343,7 @@ def test_of_many_with_one_id_none_is_told_that_it_is_busy(store: Store, other: S
     answers = together(
         20,
         lambda which: (store, other)[which % 2].create(
-            run, f"owner-{which}", 60, Terms(most=1, alone=True)
+            run, f"owner-{which}", 60, CreateConditions(most=1, alone=True)
         ),
     )
     assert answers.count(None) == 1
@@ -351,14 +351,14 @@ def test_of_many_with_one_id_none_is_told_that_it_is_busy(store: Store, other: S
 
 
 def test_a_run_whose_worker_is_gone_counts_until_it_is_ended(store: Store, other: Store) -> None:
-    terms = Terms(most=1, alone=True)
+    terms = CreateConditions(most=1, alone=True)
     run = started(store, lease=0.001, terms=terms, principal="ann")
     overdue(run, store)
     next = new_run(principal="ann", conversation=run.conversation)
-    with pytest.raises(Busy):
+    with pytest.raises(ConversationBusy):
         other.create(next, "me", 60, terms)
     assert [each.id for each in other.adopt("you", 60, 10)] == [run.id]
-    with pytest.raises(Busy):
+    with pytest.raises(ConversationBusy):
         other.create(next, "me", 60, terms)
     over(other, run, owner="you")
     assert other.create(next, "me", 60, terms) is None
@@ -499,13 +499,13 @@ def test_a_lease_is_renewed_by_its_owner_alone(store: Store, other: Store) -> No
     store.append([ending(ended, 0)])
     unknown = new_id()
     answers = store.renew({run.id: "me", ended.id: "me", unknown: "me"}, 60)
-    assert answers == {run.id: Held.YES, ended.id: Held.LOST, unknown: Held.LOST}
-    assert other.renew({run.id: "you"}, 60) == {run.id: Held.LOST}
+    assert answers == {run.id: LeaseState.YES, ended.id: LeaseState.LOST, unknown: LeaseState.LOST}
+    assert other.renew({run.id: "you"}, 60) == {run.id: LeaseState.LOST}
 
 
 def test_a_renewed_lease_keeps_the_run(store: Store, other: Store) -> None:
     run = started(store, lease=0.001)
-    assert store.renew({run.id: "me"}, 60) == {run.id: Held.YES}
+    assert store.renew({run.id: "me"}, 60) == {run.id: LeaseState.YES}
     overdue(run, store)
     assert other.adopt("you", 60, 10) == []
 
@@ -514,7 +514,7 @@ def test_a_cancelled_run_says_so_when_it_is_renewed(store: Store, other: Store) 
     run = started(store)
     other.cancel(run.id)
     other.cancel(run.id)
-    assert store.renew({run.id: "me"}, 60) == {run.id: Held.CANCEL}
+    assert store.renew({run.id: "me"}, 60) == {run.id: LeaseState.CANCEL}
     assert found(store, run).live
     assert store.append([batch(run, 0)]) == [True]
 
@@ -569,7 +569,7 @@ def test_an_adopted_run_refuses_its_old_owner(store: Store, other: Store) -> Non
     store.append([batch(run, 0, 2)])
     overdue(run, store)
     assert len(other.adopt("you", 60, 1)) == 1
-    assert store.renew({run.id: "me"}, 60) == {run.id: Held.LOST}
+    assert store.renew({run.id: "me"}, 60) == {run.id: LeaseState.LOST}
     assert store.append([batch(run, 2)]) == [False]
     assert store.append([batch(run, 0, 2)]) == [False]  # not even what it has stored already
     assert other.append([ending(run, 2, owner="you")]) == [True]
@@ -606,7 +606,9 @@ def test_no_more_runs_are_removed_than_asked_for(store: Store) -> None:
 
 
 def test_a_conversation_begins_with_its_first_run(store: Store, other: Store) -> None:
-    run = started(store, terms=Terms(title="Ä 😀\0 title"), principal="ann", created=1000.25)
+    run = started(
+        store, terms=CreateConditions(title="Ä 😀\0 title"), principal="ann", created=1000.25
+    )
     wanted = Conversation(run.conversation, "ann", "Ä 😀\0 title", 1000.25, 1000.25)
     for each in (store, other):
         assert each.conversation("ann", run.conversation) == wanted
@@ -626,18 +628,20 @@ def test_where_there_is_no_conversation_there_is_nothing(store: Store) -> None:
 
 
 def test_each_run_moves_its_conversation_and_leaves_its_title(store: Store, other: Store) -> None:
-    first = started(store, terms=Terms(title="first"), principal="ann", created=1000.1)
-    elsewhere = started(store, terms=Terms(title="elsewhere"), principal="ann", created=1001)
+    first = started(store, terms=CreateConditions(title="first"), principal="ann", created=1000.1)
+    elsewhere = started(
+        store, terms=CreateConditions(title="elsewhere"), principal="ann", created=1001
+    )
     assert [each.title for each in store.conversations("ann", 10)] == ["elsewhere", "first"]
     known: dict[str, Any] = {"principal": "ann", "conversation": first.conversation}
-    second = started(other, terms=Terms(title="second"), created=1002.123456, **known)
+    second = started(other, terms=CreateConditions(title="second"), created=1002.123456, **known)
     wanted = Conversation(first.conversation, "ann", "first", 1000.1, 1002.123456)
     assert store.conversation("ann", first.conversation) == wanted
     assert [each.title for each in store.conversations("ann", 10)] == ["first", "elsewhere"]
     # A clock that is behind moves nothing back; nor does an end, or a call that is repeated.
-    third = started(other, terms=Terms(title="third"), created=1001.5, **known)
+    third = started(other, terms=CreateConditions(title="third"), created=1001.5, **known)
     over(store, first)
-    assert store.create(second, "me", 60, Terms(title="again")) is None
+    assert store.create(second, "me", 60, CreateConditions(title="again")) is None
     assert store.conversation("ann", first.conversation) == wanted
     ended = replace(first, seq=1, status="done")
     assert other.runs("ann", first.conversation) == [ended, third, second]
@@ -652,9 +656,9 @@ def test_runs_of_the_same_moment_come_by_id(store: Store) -> None:
 
 def test_one_id_of_two_principals_is_two_conversations(store: Store) -> None:
     ids: dict[str, Any] = {"conversation": new_id(), "created": 1000.0}
-    anns = started(store, terms=Terms(title="ann's"), principal="ann", **ids)
-    bobs = started(store, terms=Terms(title="bob's"), principal="bob", **ids)
-    nobodys = started(store, terms=Terms(title="nobody's"), principal="", **ids)
+    anns = started(store, terms=CreateConditions(title="ann's"), principal="ann", **ids)
+    bobs = started(store, terms=CreateConditions(title="bob's"), principal="bob", **ids)
+    nobodys = started(store, terms=CreateConditions(title="nobody's"), principal="", **ids)
     id = anns.conversation
     wanted = {"ann": "ann's", "bob": "bob's", "": "nobody's"}
     for principal, title in wanted.items():
@@ -673,9 +677,9 @@ def test_one_id_of_two_principals_is_two_conversations(store: Store) -> None:
 @pytest.mark.parametrize("principal", ["user:a:b", "a b\n\t", "Ä😀", "*[a]?", "%s'\"--", "x\0y"])
 def test_a_principal_is_any_text(store: Store, principal: str) -> None:
     started(store, principal="user:a")
-    run = started(store, terms=Terms(most=1, alone=True), principal=principal)
-    with pytest.raises(Full):
-        store.create(new_run(principal=principal), "me", 60, Terms(most=1))
+    run = started(store, terms=CreateConditions(most=1, alone=True), principal=principal)
+    with pytest.raises(TooManyLiveRuns):
+        store.create(new_run(principal=principal), "me", 60, CreateConditions(most=1))
     assert store.runs(principal, run.conversation) == [run]
     assert [each.principal for each in store.conversations(principal, 10)] == [principal]
     over(store, run)
@@ -685,10 +689,10 @@ def test_a_principal_is_any_text(store: Store, principal: str) -> None:
 
 
 def test_a_new_title_stays(store: Store, other: Store) -> None:
-    run = started(store, terms=Terms(title="old"), principal="ann", created=1000)
+    run = started(store, terms=CreateConditions(title="old"), principal="ann", created=1000)
     assert other.rename("ann", run.conversation, "new „Titel“")
     known: dict[str, Any] = {"principal": "ann", "conversation": run.conversation}
-    started(store, terms=Terms(title="later"), created=2000, **known)
+    started(store, terms=CreateConditions(title="later"), created=2000, **known)
     wanted = Conversation(run.conversation, "ann", "new „Titel“", 1000, 2000)
     assert store.conversation("ann", run.conversation) == wanted
     assert other.rename("ann", run.conversation, "")
@@ -759,15 +763,15 @@ def test_what_is_forgotten_is_gone_without_a_trace(store: Store, other: Store) -
     assert store.append([batch(live, 0, 3)]) == [False]
     assert store.append([ending(live, 3)]) == [False]
     assert store.renew({live.id: "me", kept.id: "me"}, 60) == {
-        live.id: Held.LOST,
-        kept.id: Held.YES,
+        live.id: LeaseState.LOST,
+        kept.id: LeaseState.YES,
     }
     assert len(store.purge(-10, 10)) == 0
     assert store.get(live.id) is None
 
 
 def test_what_is_forgotten_is_not_live_and_not_adopted(store: Store, other: Store) -> None:
-    terms = Terms(most=1, alone=True)
+    terms = CreateConditions(most=1, alone=True)
     run = started(store, lease=0.001, terms=terms, principal="ann")
     overdue(run, store)
     assert other.forget("ann", run.conversation)
@@ -801,7 +805,7 @@ def test_whoever_watches_a_run_hears_that_it_is_forgotten(store: Store, other: S
 def test_a_conversation_goes_with_its_last_run(store: Store, other: Store) -> None:
     now = time.time()
     known: dict[str, Any] = {"principal": "ann", "conversation": new_id()}
-    oldest = started(store, terms=Terms(title="title"), created=now - 200, **known)
+    oldest = started(store, terms=CreateConditions(title="title"), created=now - 200, **known)
     old = started(store, created=now - 100, **known)
     live = started(store, created=now - 150, **known)
     another = started(store, created=now - 100, principal="bob")
@@ -821,7 +825,7 @@ def test_a_conversation_goes_with_its_last_run(store: Store, other: Store) -> No
     assert {store.expired(run.id) for run in (oldest, old, live)} == {"ann"}
     assert store.expired(another.id) == "bob"
     # The next run of that id begins a new one.
-    started(store, terms=Terms(title="anew"), created=now, **known)
+    started(store, terms=CreateConditions(title="anew"), created=now, **known)
     again = store.conversation("ann", oldest.conversation)
     assert again == Conversation(oldest.conversation, "ann", "anew", now, now)
 
@@ -1125,17 +1129,17 @@ def test_conversations_are_what_the_reference_says(
     ids = [new_id() for _ in range(3)]
     live: list[Run] = []
 
-    def attempt(one: Store, run: Run, terms: Terms) -> object:
+    def attempt(one: Store, run: Run, terms: CreateConditions) -> object:
         try:
             return one.create(run, "me", 60, terms)
-        except Denied as denied:
+        except CreateRefused as denied:
             return type(denied)
 
     for number, (step, which, who, most, alone, when) in enumerate(steps):
         turn, principal, id = (store, other)[number % 2], f"{who}{mark}", ids[which]
         if step == "start":
             run = new_run(principal=principal, conversation=id, created=now - 100 * when)
-            terms = Terms(most, alone, f"title {number}")
+            terms = CreateConditions(most, alone, f"title {number}")
             answer = attempt(reference, run, terms)
             assert attempt(turn, run, terms) == answer
             live += [run] if answer is None else []
@@ -1158,5 +1162,9 @@ def test_conversations_are_what_the_reference_says(
             assert store.conversation(principal, id) == reference.conversation(principal, id)
             assert store.runs(principal, id) == reference.runs(principal, id)
         counted = len([run for id in ids for run in store.runs(principal, id) if run.live])
-        assert not counted or attempt(store, new_run(principal=principal), Terms(counted)) is Full
-        assert attempt(store, new_run(principal=principal), Terms(counted + 1)) is None
+        assert (
+            not counted
+            or attempt(store, new_run(principal=principal), CreateConditions(counted))
+            is TooManyLiveRuns
+        )
+        assert attempt(store, new_run(principal=principal), CreateConditions(counted + 1)) is None

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_stream.chains.local import fetch
+from flask_stream.chains.local_model import fetch
 from flask_stream.chains.models import start_local
-from flask_stream.chains.pieces import BYTES, grouped, split
 from flask_stream.chains.summary import FINAL, JOIN, PART, WHOLE, Summary
 from flask_stream.chains.summary import prompt as prompt_of
+from flask_stream.chains.text_split import BYTES, grouped, split
 from flask_stream.config import Settings
-from flask_stream.errors import BadRequest, Code, ConfigError, Fault
-from flask_stream.faults import code_of
+from flask_stream.errors import BadRequest, ConfigError, ErrorCode, RunFailed
 from flask_stream.sources.base import Input, Turn
+from flask_stream.sources.error_codes import error_code
 from flask_stream.sources.function import FunctionSource
 
 from .provider import JSON, Call, Provider, Script
@@ -372,7 +372,7 @@ def test_a_part_that_fails_ends_the_run(provider: Provider, parallel: int) -> No
     )
     with pytest.raises(Exception, match="429") as error:
         said.extend(stream)
-    assert code_of(error.value) is Code.MODEL_RATE_LIMITED
+    assert error_code(error.value) is ErrorCode.MODEL_RATE_LIMITED
     assert texts(said) == {"m1": "About 1."}
     assert FINAL not in {task(call) for call in provider.calls}
     wait_for(lambda: not _threads())
@@ -382,19 +382,19 @@ def test_a_part_that_fails_ends_the_run(provider: Provider, parallel: int) -> No
 @pytest.mark.parametrize(
     ("broken", "code"),
     [
-        (Script(status=503), Code.MODEL_UNAVAILABLE),
-        (Script(status=401), Code.MODEL_AUTH),
-        (Script(["Half"], fault="rst", after=1), Code.MODEL_UNAVAILABLE),
-        (Script(["Half"], fault="short", after=1), Code.MODEL_ERROR),
-        (Script(["Half"], fault="json", after=1), Code.MODEL_ERROR),
-        (Script(["Half"], fault="utf8", after=1), Code.MODEL_ERROR),
-        (Script(["Half"], fault="error", after=1), Code.MODEL_ERROR),
-        (Script(fault="html"), Code.MODEL_ERROR),
+        (Script(status=503), ErrorCode.MODEL_UNAVAILABLE),
+        (Script(status=401), ErrorCode.MODEL_AUTH),
+        (Script(["Half"], fault="rst", after=1), ErrorCode.MODEL_UNAVAILABLE),
+        (Script(["Half"], fault="short", after=1), ErrorCode.MODEL_ERROR),
+        (Script(["Half"], fault="json", after=1), ErrorCode.MODEL_ERROR),
+        (Script(["Half"], fault="utf8", after=1), ErrorCode.MODEL_ERROR),
+        (Script(["Half"], fault="error", after=1), ErrorCode.MODEL_ERROR),
+        (Script(fault="html"), ErrorCode.MODEL_ERROR),
     ],
     ids=["503", "401", "rst", "short", "json", "utf8", "error", "html"],
 )
 def test_a_part_that_fails_ends_the_run_with_the_models_code(
-    provider: Provider, broken: Script, code: Code, parallel: int
+    provider: Provider, broken: Script, code: ErrorCode, parallel: int
 ) -> None:
     provider.script = lambda request: broken if part(request) == "2" else about(request)
     source = summary(provider, summary_parallel=parallel)
@@ -402,7 +402,7 @@ def test_a_part_that_fails_ends_the_run_with_the_models_code(
     stream = source.stream(Input({"document": document(3)}))
     with pytest.raises(Exception, match=r".+") as error:
         said.extend((type, json.loads(data)) for type, data in stream)
-    assert code_of(error.value) is code
+    assert error_code(error.value) is code
     assert texts(said)["m1"] == "About 1."
     assert FINAL not in {task(call) for call in provider.calls}
     wait_for(lambda: not _threads())
@@ -410,17 +410,17 @@ def test_a_part_that_fails_ends_the_run_with_the_models_code(
 
 def test_a_model_that_cannot_be_had_is_unavailable(tmp_path: Path) -> None:
     source = FunctionSource(Summary(Settings(model=f"local:{tmp_path}/none.gguf")))
-    with pytest.raises(Fault) as error:
+    with pytest.raises(RunFailed) as error:
         events(source, {"document": "A text."})
-    assert error.value.code is Code.MODEL_UNAVAILABLE
+    assert error.value.code is ErrorCode.MODEL_UNAVAILABLE
     assert "none.gguf" in str(error.value.__cause__)
 
 
 def test_a_part_that_breaks_off_is_no_summary(provider: Provider) -> None:
     provider.script = Script(["Half a"], fault="short", after=1)
-    with pytest.raises(Fault) as error:
+    with pytest.raises(RunFailed) as error:
         events(summary(provider), {"document": "A text."})
-    assert error.value.code is Code.MODEL_ERROR
+    assert error.value.code is ErrorCode.MODEL_ERROR
 
 
 def test_a_summary_that_was_cut_says_so(provider: Provider) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from langchain_openai import ChatOpenAI
 
-from flask_stream import tasks
+from flask_stream.concurrency import tasks
 from flask_stream.sources.base import Input
 from flask_stream.sources.langgraph import LangGraphSource
 
@@ -29,7 +29,7 @@ monkey.patch_all()
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from flask_stream import tasks
+from flask_stream.concurrency import tasks
 
 said = []
 
@@ -43,7 +43,7 @@ def waiting(name, seconds=30):
         raise
 
 def started(target, *names):
-    task = tasks.start(target, "task")
+    task = tasks.start_task(target, "task")
     until = time.monotonic() + 10
     while not {*names} <= {*said}:
         assert time.monotonic() < until, said
@@ -124,7 +124,7 @@ def test_many_that_leave_at_once_are_looked_after_together() -> None:
             return get_objects()
 
         gc.get_objects = counted
-        all = [tasks.start(lambda: waiting("one"), "one") for _ in range(400)]
+        all = [tasks.start_task(lambda: waiting("one"), "one") for _ in range(400)]
         time.sleep(0.5)
         for task in all:
             task.interrupt()
@@ -221,7 +221,7 @@ def test_a_thread_that_was_stopped_begins_nothing_new(gate: threading.Event) -> 
             pool.submit(copy_context().run, look)
             look()
 
-    task = tasks.start(target, "task")
+    task = tasks.start_task(target, "task")
     assert not task.interrupt(), "a thread cannot be interrupted"
     gate.set()
     assert task.join(10)
@@ -238,7 +238,7 @@ def test_on_threads_a_graph_that_speaks_is_stopped_at_its_next_words(provider: P
         for _ in source.stream(Input({"question": "Why?"})):
             pass
 
-    task = tasks.start(ask, "task")
+    task = tasks.start_task(ask, "task")
     with provider.news:
         assert provider.news.wait_for(
             lambda: len([call for call in provider.calls if call.sent > 2]) == 2, 10

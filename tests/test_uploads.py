@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from flask_stream.quotas import UPLOADS_PER_ADDRESS
+from flask_stream.security.quotas import UPLOADS_PER_ADDRESS
 
 from .people import settings, users
 from .provider import Provider, Script

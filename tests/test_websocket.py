@@ -29,14 +29,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from playwright.sync_api import Page, expect
 
+from flask_stream.engine.log_reader import LogReader
 from flask_stream.errors import NotFound
 from flask_stream.events import Cursor, Event
-from flask_stream.line import Line, Slow, border, frame, parts
 from flask_stream.stores.base import Run
-from flask_stream.tail import Reader
-from flask_stream.transports.base import Bounds
-from flask_stream.transports.websocket_connection import Connection
+from flask_stream.transports.base import ConnectionLimits
+from flask_stream.transports.websocket_connection import WebSocketConnection
 from flask_stream.transports.websocket_frames import END, objects
+from flask_stream.transports.websocket_socket import Line, Slow, border, frame, parts
 
 from . import chromium, people, sites
 from .people import NOWHERE, Sent, bearer, sealed, token, users
@@ -435,7 +435,7 @@ class Faulty:
     def start(self, message: Mapping[str, Any]) -> Run:
         raise AssertionError("nobody asks")
 
-    def read(self, cursor: Cursor) -> Reader | None:
+    def read(self, cursor: Cursor) -> LogReader | None:
         raise AssertionError("nobody reads")
 
     def cancel(self, run: str) -> Run:
@@ -480,8 +480,8 @@ def test_a_stop_that_fails_is_told(
             return None
 
         ws = SimpleNamespace(sock=Line(near, patience=1), receive=receive, input_buffer=[])
-        bounds = Bounds(heartbeat=60, patience=60, size=BODY)
-        connection = Connection(ws, Faulty(error), Forever(), bounds, format)
+        bounds = ConnectionLimits(heartbeat=60, patience=60, size=BODY)
+        connection = WebSocketConnection(ws, Faulty(error), Forever(), bounds, format)
         with ThreadPoolExecutor(1) as pool:
             talking = pool.submit(connection.talk)
             said = {"status": status, "detail": detail, "field": None, "run": NOWHERE}

@@ -23,7 +23,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import START, MessagesState, StateGraph
 
 from flask_stream import FlaskStream
-from flask_stream.extension import Service
+from flask_stream.service import Service
 
 VANILLA = """<!doctype html><title>Vanilla</title><link rel=icon href="data:,">
 <form id=form><input id=question><button>Send</button></form><pre id=answer></pre>
@@ -218,13 +218,13 @@ def create_app() -> Flask:
         gc.collect()
         service: Service = app.extensions["flask_stream"]
         greenlets = [one for one in gc.get_objects() if issubclass(type(one), gevent.Greenlet)]
-        assert service.sockets is not None
-        assert service.clients is not None
+        assert service.websocket is not None
+        assert service.socketio is not None
         server = app.extensions["socketio"].server
         return {
             "pid": os.getpid(),
-            "sockets": service.sockets.open,
-            "clients": service.clients.open,
+            "sockets": service.websocket.open,
+            "clients": service.socketio.open,
             "sessions": len(server.eio.sockets),
             "rooms": sum(len(rooms) for rooms in server.manager.rooms.values()),
             "environments": len(server.environ),

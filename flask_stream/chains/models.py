@@ -19,8 +19,8 @@ from langchain_core.language_models import BaseChatModel
 
 from ..config import Settings
 from ..errors import ConfigError
-from .local import SOURCES, LocalServer, fetch
-from .openai import Compatible, Elsewhere
+from .local_model import SOURCES, LocalServer, fetch
+from .openai_compatible import Compatible, Elsewhere
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from traceback import walk_tb
 from langchain_core.exceptions import ModelConnectionError, ModelError, ModelTimeoutError
 from langchain_core.language_models import BaseChatModel
 
-from ..errors import Fault
+from ..errors import RunFailed
 
 #: Seconds before a model is asked once more; twice as long each time, at most the second.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
@@ -46,7 +46,7 @@ def _unreached(error: Exception) -> bool:
 
 def passes(error: Exception) -> bool:
     """Whether the same request may be answered now, and is not its client's to repeat."""
-    if isinstance(error, Fault):
+    if isinstance(error, RunFailed):
         return error.code.retryable
     status = getattr(error, "status_code", None)
     if isinstance(status, int) and status >= 400:

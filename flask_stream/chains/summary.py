@@ -25,11 +25,11 @@ from langchain_core.messages import AIMessageChunk, BaseMessage, HumanMessage, S
 from langchain_core.messages.ai import add_ai_message_chunks
 
 from ..config import Settings
-from ..endings import cut, ended
-from ..errors import BadRequest, Code, Fault
-from .chosen import ChosenModel
+from ..errors import BadRequest, ErrorCode, RunFailed
+from ..sources.finish_reasons import cut, ended
+from .fallback_model import FallbackModel
 from .models import chosen
-from .pieces import grouped, split
+from .text_split import grouped, split
 
 if TYPE_CHECKING:
     from ..sources.base import Input, Turn
@@ -66,7 +66,7 @@ class Summary:
         self._settings = settings
         #: Characters of its input: it measures for itself, and says of what.
         self.longest = settings.max_upload
-        self._model = ChosenModel(settings=settings)
+        self._model = FallbackModel(settings=settings)
         usual = LOCAL if chosen(settings)[0] == "local" else REMOTE
         self._parallel = settings.summary_parallel or usual
 
@@ -173,7 +173,7 @@ def _said(model: BaseChatModel, messages: list[BaseMessage], id: str) -> Saying:
     whole = add_ai_message_chunks(*chunks)
     about = whole.response_metadata
     if not ended(about):
-        raise Fault(Code.MODEL_ERROR)  # the connection ended, and the answer had not
+        raise RunFailed(ErrorCode.MODEL_ERROR)  # the connection ended, and the answer had not
     if usage := whole.usage_metadata:
         counts = {name: count for name, count in usage.items() if isinstance(count, int)}
         yield "usage", {"model": about.get("model_name") or about.get("model"), **counts}

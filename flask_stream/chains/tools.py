@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from langchain_core.tools import BaseTool, StructuredTool, tool
 
 from ..errors import ConfigError
-from .documents_index import Index
+from .document_search import DocumentIndex
 
 #: Characters of an expression, and bits of a whole number: as many as the largest float has.
 _LONGEST, _BITS = 500, 1024
@@ -158,7 +158,7 @@ def search_in(folder: str) -> BaseTool:
     path = Path(folder)
     if not path.is_dir():
         raise ConfigError("STREAM_DOCUMENTS", f"is {folder!r}, which is no folder")
-    index = Index(path)
+    index = DocumentIndex(path)
 
     def search(query: str) -> str:
         """Search the user's own documents for words. Answers with passages and their files."""

@@ -12,12 +12,12 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from ..events import Said
+from ..events import NewEvent
 
 #: No answer at all: an answer may be anything that JSON can say, null included.
-NOTHING: Final = object()
+NO_ANSWER: Final = object()
 #: In place of an answer: the parent had asked nothing, it was broken off and is to go on.
-BROKEN_OFF: Final = object()
+CONTINUE: Final = object()
 
 
 #: Tokens of earlier turns, about, that a question brings along, where nothing else is said.
@@ -39,7 +39,7 @@ class Input:
     `value` is the decoded `input` of the run: `{"question": "…"}`, or what the chain's own
     schema asks for. `run` and `parent` are the ids of this run and of the one that it follows.
     `thread` is where a graph keeps its state: the same for all runs of a conversation. `resume`
-    is the answer to what the parent has asked, `NOTHING`, or `BROKEN_OFF`. `before` are the runs
+    is the answer to what the parent has asked, `NO_ANSWER`, or `CONTINUE`. `before` are the runs
     before this one, the parent first, and how many turns of the history have begun after each.
     `history_tokens` is how much of the history, about, reaches a chain as messages.
     """
@@ -49,7 +49,7 @@ class Input:
     run: str = ""
     parent: str | None = None
     thread: str = ""
-    resume: Any = NOTHING
+    resume: Any = NO_ANSWER
     before: Sequence[tuple[str, int]] = ()
     history_tokens: int = HISTORY_TOKENS
 
@@ -58,9 +58,9 @@ class Input:
         return str(self.value["question"])
 
 
-def answer_of(value: dict[str, Any]) -> Any:
+def resume_value(value: dict[str, Any]) -> Any:
     """The answer that this input is to what the parent has asked; NOTHING for a question."""
-    return value["resume"] if value.keys() == {"resume"} else NOTHING
+    return value["resume"] if value.keys() == {"resume"} else NO_ANSWER
 
 
 class Source(ABC):
@@ -90,7 +90,7 @@ class Source(ABC):
         """Raise BadRequest for an input that cannot come after these turns."""
 
     @abstractmethod
-    def stream(self, input: Input) -> Generator[Said, None, None]:
+    def stream(self, input: Input) -> Generator[NewEvent, None, None]:
         """Ask the chain and yield what it says, as it says it.
 
         Closing the generator closes the chain's. Raises whatever the chain raises, or `Fault`.

@@ -31,9 +31,9 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 
 from ..errors import BadRequest
-from ..events import Said, encode
-from ..messages import Messages, plain
+from ..events import NewEvent, encode
 from .base import Input, Source, Turn
+from .messages import Messages, plain
 
 _STATUSES = {"step": ("start", "done", "failed"), "tool_result": ("success", "error")}
 _KINDS = ("text", "reasoning")
@@ -74,7 +74,7 @@ class FunctionSource(Source):
         if own is not None:
             own(value, earlier)
 
-    def stream(self, input: Input) -> Generator[Said, None, None]:
+    def stream(self, input: Input) -> Generator[NewEvent, None, None]:
         messages = Messages()
         said = self._function(input if self._whole else input.question)
         pieces = [said] if isinstance(said, str) else said
@@ -105,7 +105,7 @@ def _takes_input(function: Callable[..., Any]) -> bool:
     return kind is Input or (isinstance(kind, str) and kind.rpartition(".")[2] == "Input")
 
 
-def _event(piece: Any, messages: Messages) -> Iterator[Said]:
+def _event(piece: Any, messages: Messages) -> Iterator[NewEvent]:
     """The event that a pair is. Raises TypeError for what is none that a function may say."""
     if not (isinstance(piece, tuple) and len(piece) == 2 and isinstance(piece[1], dict)):
         kind = type(piece).__name__

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
-from ..calls import Calls, custom
-from ..errors import Code, Fault
-from ..events import Said
-from ..inputs import Fitting, fitting
-from ..messages import Messages
+from ..errors import ErrorCode, RunFailed
+from ..events import NewEvent
 from .base import Input, Source
+from .callbacks import RunCallbacks, custom
+from .inputs import InputSchema, input_mapper
+from .messages import Messages
 
 
 class Streams(Protocol):
@@ -31,8 +31,8 @@ class LangChainSource(Source):
 
     def __init__(self, chain: Streams, prepare: Callable[[Input], Any] | None = None) -> None:
         self._chain = chain
-        self._fitting = Fitting(chain)
-        self._prepare = prepare or fitting(chain)
+        self._fitting = InputSchema(chain)
+        self._prepare = prepare or input_mapper(chain)
         self._prepared = prepare is not None
         specs = getattr(chain, "config_specs", ())
         #: What LangChain's own `RunnableWithMessageHistory` wants to know of a conversation.
@@ -41,8 +41,8 @@ class LangChainSource(Source):
     def check(self, value: dict[str, Any]) -> None:
         self._fitting.check(value, self._prepared)
 
-    def stream(self, input: Input) -> Generator[Said, None, None]:
-        calls = Calls()
+    def stream(self, input: Input) -> Generator[NewEvent, None, None]:
+        calls = RunCallbacks()
         messages = Messages()
         config: RunnableConfig = {"callbacks": [calls]}
         if self._session:
@@ -61,7 +61,7 @@ class LangChainSource(Source):
         except Exception as error:
             yield from calls.rest()
             if calls.failed_with(error):
-                raise Fault(Code.MODEL_ERROR) from error
+                raise RunFailed(ErrorCode.MODEL_ERROR) from error
             raise
         finally:
             close = getattr(chunks, "close", None)

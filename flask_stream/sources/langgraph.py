@@ -30,15 +30,15 @@ from langgraph.config import get_config
 from langgraph.pregel import Pregel
 from langgraph.types import Command, StreamMode
 
-from .. import tasks
-from ..calls import Calls, Posted
-from ..errors import Code, Fault
-from ..events import Said, new_id
-from ..inputs import Fitting
-from .base import BROKEN_OFF, NOTHING, Input, Source
+from ..checkpoints.shielded import shielded
+from ..concurrency import tasks
+from ..errors import ErrorCode, RunFailed
+from ..events import NewEvent, new_id
+from .base import CONTINUE, NO_ANSWER, Input, Source
+from .callbacks import RunCallbacks, StreamMarker
+from .inputs import InputSchema
 from .langgraph_events import Events, Shown
-from .langgraph_saver import shielded
-from .langgraph_threads import RUN, How, Place, answer, find, note
+from .langgraph_resume import RUN, StartMode, StartPoint, answer, find_start, note
 
 #: A checkpointer, or what finds one when it is first needed.
 Offered = BaseCheckpointSaver[Any] | Callable[[], BaseCheckpointSaver[Any] | None] | None
@@ -69,7 +69,7 @@ class LangGraphSource(Source):
         self._offered = checkpointer if own is None or own is True else None
         self._compiled = graph
         self._prepare = prepare
-        self._fitting = Fitting(graph)
+        self._fitting = InputSchema(graph)
         self._state = state
         self._modes = [*_MODES, "values"] if state else _MODES
 
@@ -85,11 +85,11 @@ class LangGraphSource(Source):
         return self._compiled.copy(update={"checkpointer": self._saver})
 
     def with_checkpointer(
-        self, find: Callable[[Any], BaseCheckpointSaver[Any] | None]
+        self, find_start: Callable[[Any], BaseCheckpointSaver[Any] | None]
     ) -> LangGraphSource:
         graph = self._compiled
         return LangGraphSource(
-            graph, self._prepare, state=self._state, checkpointer=lambda: find(graph)
+            graph, self._prepare, state=self._state, checkpointer=lambda: find_start(graph)
         )
 
     def forget(self, thread: str) -> None:
@@ -104,15 +104,19 @@ class LangGraphSource(Source):
     def durable(self) -> bool:
         return self._saver is not None
 
-    def stream(self, input: Input) -> Generator[Said, None, None]:
-        calls = Calls(_post)
-        place = find(self._saver, input) if self._saver is not None else Place(How.FRESH, {})
-        asks = place.how is How.FOLLOWS and place.asks
-        if self._saver is not None and asks and input.resume not in (NOTHING, BROKEN_OFF):
+    def stream(self, input: Input) -> Generator[NewEvent, None, None]:
+        calls = RunCallbacks(_post)
+        place = (
+            find_start(self._saver, input)
+            if self._saver is not None
+            else StartPoint(StartMode.FRESH, {})
+        )
+        asks = place.how is StartMode.FOLLOWS and place.asks
+        if self._saver is not None and asks and input.resume not in (NO_ANSWER, CONTINUE):
             place, given = answer(self._saver, place, input.resume)
             input = replace(input, resume=given)
         # A second try goes on in the same log: its messages are not those of the first.
-        prefix = f"{new_id()[:6]}-m" if place.how is How.CONTINUES else "m"
+        prefix = f"{new_id()[:6]}-m" if place.how is StartMode.CONTINUES else "m"
         said = [*input.value.values(), *(turn.question for turn in input.history)]
         asked = (one for one in said if isinstance(one, str))
         events = Events(self._state, prefix, asked)
@@ -130,7 +134,7 @@ class LangGraphSource(Source):
         )
         try:
             for namespace, mode, data in chunks:
-                if mode == _POSTED and isinstance(data, Posted):
+                if mode == _POSTED and isinstance(data, StreamMarker):
                     yield from calls.posted(data)
                 else:
                     yield from events.of(namespace, mode, data)
@@ -139,7 +143,7 @@ class LangGraphSource(Source):
         except Exception as error:
             yield from calls.rest()
             if calls.failed_with(error):
-                raise Fault(Code.MODEL_ERROR) from error
+                raise RunFailed(ErrorCode.MODEL_ERROR) from error
             raise
         finally:
             chunks.close()
@@ -148,17 +152,17 @@ class LangGraphSource(Source):
         yield from events.end()
         yield from calls.end()
 
-    def _asked(self, input: Input, place: Place) -> Any:
+    def _asked(self, input: Input, place: StartPoint) -> Any:
         """The graph's input. Raises ValueError for an answer that nobody has asked for."""
-        if place.how is How.CONTINUES:
+        if place.how is StartMode.CONTINUES:
             return None
-        if input.resume is not NOTHING:
-            if place.how is not How.FOLLOWS:
+        if input.resume is not NO_ANSWER:
+            if place.how is not StartMode.FOLLOWS:
                 raise ValueError("the graph knows nothing of the run that has asked")
             # At a breakpoint nothing was asked: an answer would be taken for a later question's.
-            answered = place.asks and input.resume is not BROKEN_OFF
+            answered = place.asks and input.resume is not CONTINUE
             return Command(resume=input.resume) if answered else None
-        follows = place.how is How.FOLLOWS
+        follows = place.how is StartMode.FOLLOWS
         if self._prepare is not None:
             return _marked(self._prepare(input))
         if follows:
@@ -170,7 +174,7 @@ class LangGraphSource(Source):
         return _marked(asked)
 
 
-def _post(place: Posted) -> None:
+def _post(place: StreamMarker) -> None:
     """Put it among what the graph streams, so that all comes in the order in which it was said.
 
     Raises RuntimeError or KeyError outside of a node.

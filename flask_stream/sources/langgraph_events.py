@@ -17,9 +17,9 @@ from langchain_core.messages import (
     convert_to_messages,
 )
 
-from ..calls import custom
-from ..events import Said, encode
-from ..messages import Messages, plain
+from ..events import NewEvent, encode
+from .callbacks import custom
+from .messages import Messages, plain
 
 _INTERRUPT = "__interrupt__"
 #: Which values of a graph's state may be seen.
@@ -44,7 +44,7 @@ class Events:
         self._open: dict[str, tuple[tuple[str, ...], str]] = {}
         self._messages = Messages(prefix)
 
-    def of(self, namespace: tuple[str, ...], mode: str, data: Any) -> Iterator[Said]:
+    def of(self, namespace: tuple[str, ...], mode: str, data: Any) -> Iterator[NewEvent]:
         """The events of one item of `graph.stream(…, subgraphs=True)`."""
         if mode == "messages":
             yield from self._message(namespace, *data)
@@ -61,13 +61,13 @@ class Events:
         elif mode == "values":
             yield "state", encode({"values": plain(self._seen(data))})
 
-    def end(self) -> Iterator[Said]:
+    def end(self) -> Iterator[NewEvent]:
         """The graph is through."""
         yield from self._messages.end()
 
     def _message(
         self, namespace: tuple[str, ...], message: Any, about: dict[str, Any]
-    ) -> Iterator[Said]:
+    ) -> Iterator[NewEvent]:
         if not isinstance(message, BaseMessage):
             return
         if isinstance(message, HumanMessage):
@@ -87,7 +87,7 @@ class Events:
         node = _path(namespace, about["langgraph_node"])
         yield from self._messages.said(message, node, about["langgraph_checkpoint_ns"])
 
-    def _written(self, namespace: tuple[str, ...], update: Any) -> Iterator[Said]:
+    def _written(self, namespace: tuple[str, ...], update: Any) -> Iterator[NewEvent]:
         """Messages that a node has written as pairs or objects: LangGraph streams none of these."""
         for node, changes in update.items() if isinstance(update, dict) else ():
             for changed in changes if isinstance(changes, list) else [changes]:
@@ -101,7 +101,7 @@ class Events:
                     path = _path(namespace, node)
                     yield from self._messages.said(message, path, path)
 
-    def _step(self, namespace: tuple[str, ...], task: dict[str, Any]) -> Iterator[Said]:
+    def _step(self, namespace: tuple[str, ...], task: dict[str, Any]) -> Iterator[NewEvent]:
         path, id = _path(namespace, task["name"]), task["id"]
         if "result" not in task:
             self._open[id] = namespace, path
@@ -119,7 +119,7 @@ class Events:
                 yield "step", encode({"node": below, "status": status})
         yield "step", encode({"node": path, "status": status})
 
-    def _interrupts(self, update: Any) -> Iterator[Said]:
+    def _interrupts(self, update: Any) -> Iterator[NewEvent]:
         if isinstance(update, dict) and _INTERRUPT in update:
             self.interrupted = True
             asked = [(one.id, plain(one.value)) for one in update[_INTERRUPT]]
@@ -155,7 +155,7 @@ def _path(namespace: tuple[str, ...], node: str) -> str:
     return "/".join([*(part.partition(":")[0] for part in namespace), node])
 
 
-def _custom(data: Any) -> Said:
+def _custom(data: Any) -> NewEvent:
     """What a node wrote: an object with a `name` is that, anything else is named `custom`."""
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         return custom("custom", data)

@@ -63,7 +63,7 @@ class Conversation:
     updated: float
 
 
-class Terms(NamedTuple):
+class CreateConditions(NamedTuple):
     """On what terms a run may be created.
 
     `most` is how many live runs its principal may have with it, 0 for any number. `alone` is
@@ -76,15 +76,15 @@ class Terms(NamedTuple):
     title: str = ""
 
 
-class Denied(Exception):
+class CreateRefused(Exception):
     """A run was not created, because of its terms."""
 
 
-class Full(Denied):
+class TooManyLiveRuns(CreateRefused):
     """Its principal has as many live runs as it may have."""
 
 
-class Busy(Denied):
+class ConversationBusy(CreateRefused):
     """Its conversation has a live run, `run`."""
 
     def __init__(self, run: str) -> None:
@@ -106,10 +106,10 @@ class Batch(NamedTuple):
 
 
 #: No terms at all.
-ANY = Terms()
+NO_CONDITIONS = CreateConditions()
 
 
-class Held(Enum):
+class LeaseState(Enum):
     """What became of a lease that was to be renewed."""
 
     YES = "yes"
@@ -124,7 +124,7 @@ class News(NamedTuple):
     cancel: bool
 
 
-class Purged(NamedTuple):
+class PurgedRun(NamedTuple):
     """A run that was removed for its age: whose it was."""
 
     chain: str
@@ -138,7 +138,9 @@ class Store(ABC):
     # Runs
 
     @abstractmethod
-    def create(self, run: Run, owner: str, lease: float, terms: Terms = ANY) -> Run | None:
+    def create(
+        self, run: Run, owner: str, lease: float, terms: CreateConditions = NO_CONDITIONS
+    ) -> Run | None:
         """Create the run, held by `owner` for `lease` seconds; None if that is what happened.
 
         Atomic by id: of any number of callers one gets None, all others the run that is there.
@@ -177,7 +179,7 @@ class Store(ABC):
         """Ask whoever owns the run to cancel it. No effect on a run that ended."""
 
     @abstractmethod
-    def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, Held]:
+    def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, LeaseState]:
         """Hold the runs (`run -> owner`) for `lease` more seconds; what became of each."""
 
     @abstractmethod
@@ -188,7 +190,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def purge(self, age: float, limit: int) -> list[Purged]:
+    def purge(self, age: float, limit: int) -> list[PurgedRun]:
         """Remove up to `limit` whole runs created over `age` seconds ago that are not live.
 
         What each of them was. A conversation without any run is removed with its last one.

@@ -12,7 +12,19 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from ..events import Event
-from .base import ANY, Batch, Busy, Conversation, Full, Held, News, Purged, Run, Store, Terms
+from .base import (
+    NO_CONDITIONS,
+    Batch,
+    Conversation,
+    ConversationBusy,
+    CreateConditions,
+    LeaseState,
+    News,
+    PurgedRun,
+    Run,
+    Store,
+    TooManyLiveRuns,
+)
 
 V = TypeVar("V")
 
@@ -49,7 +61,9 @@ class MemoryStore(Store):
 
     # Runs
 
-    def create(self, run: Run, owner: str, lease: float, terms: Terms = ANY) -> Run | None:
+    def create(
+        self, run: Run, owner: str, lease: float, terms: CreateConditions = NO_CONDITIONS
+    ) -> Run | None:
         with self._changed:
             log = self._logs.get(run.id)
             if log is not None:
@@ -58,12 +72,12 @@ class MemoryStore(Store):
             self._logs[run.id] = _Log(run, owner, time.monotonic() + lease)
             return None
 
-    def _admit(self, run: Run, terms: Terms) -> None:
+    def _admit(self, run: Run, terms: CreateConditions) -> None:
         talk = self._talk(run.principal, run.conversation)
         if terms.alone and talk and talk.live:
-            raise Busy(next(iter(talk.live)))
+            raise ConversationBusy(next(iter(talk.live)))
         if 0 < terms.most <= self._live[run.principal]:
-            raise Full
+            raise TooManyLiveRuns
         if talk is None:
             known = (run.conversation, run.principal, terms.title, run.created, run.created)
             talk = _Talk(Conversation(*known))
@@ -120,16 +134,16 @@ class MemoryStore(Store):
                 log.cancel = True
                 self._tell(News(run, cancel=True))
 
-    def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, Held]:
+    def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, LeaseState]:
         with self._changed:
             return {run: self._renew(run, owner, lease) for run, owner in leases.items()}
 
-    def _renew(self, run: str, owner: str, lease: float) -> Held:
+    def _renew(self, run: str, owner: str, lease: float) -> LeaseState:
         log = self._logs.get(run)
         if log is None or log.owner != owner or not log.run.live:
-            return Held.LOST
+            return LeaseState.LOST
         log.lease = time.monotonic() + lease
-        return Held.CANCEL if log.cancel else Held.YES
+        return LeaseState.CANCEL if log.cancel else LeaseState.YES
 
     def adopt(self, owner: str, lease: float, limit: int) -> list[Run]:
         now = time.monotonic()
@@ -141,7 +155,7 @@ class MemoryStore(Store):
                 log.run = replace(log.run, attempt=log.run.attempt + 1)
             return [log.run for log in adopted]
 
-    def purge(self, age: float, limit: int) -> list[Purged]:
+    def purge(self, age: float, limit: int) -> list[PurgedRun]:
         before = time.time() - age
         with self._changed:
             old = (r.run for r in self._logs.values() if r.run.created < before and not r.run.live)
@@ -155,7 +169,7 @@ class MemoryStore(Store):
                     self._drop(run.principal, run.conversation)
             while len(self._expired) > _TOMBSTONES:
                 del self._expired[next(iter(self._expired))]
-            return [Purged(run.chain, run.principal, run.conversation) for run in purged]
+            return [PurgedRun(run.chain, run.principal, run.conversation) for run in purged]
 
     def _drop(self, principal: str, conversation: str) -> None:
         del self._talks[principal][conversation]

@@ -34,7 +34,19 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..events import Event
-from .base import ANY, Batch, Busy, Conversation, Full, Held, News, Purged, Run, Store, Terms
+from .base import (
+    NO_CONDITIONS,
+    Batch,
+    Conversation,
+    ConversationBusy,
+    CreateConditions,
+    LeaseState,
+    News,
+    PurgedRun,
+    Run,
+    Store,
+    TooManyLiveRuns,
+)
 
 try:
     from redis import Redis
@@ -47,8 +59,8 @@ except ImportError as missing:
         "is in Redis, and its client is not installed: pip install 'flask-llm-stream[redis]'",
     ) from missing
 
-from ..redis_pool import TIMEOUT, check, connection_pool, store_errors, without_secrets
-from .redis_news import Ear
+from ..redis_connection import TIMEOUT, check, connection_pool, store_errors, without_secrets
+from .redis_news import NewsFeed
 from .redis_records import fields, ms, pairs, to_conversation, to_run
 
 logger = logging.getLogger(__name__)
@@ -78,11 +90,13 @@ class RedisStore(Store):
         self._run, self._log, self._gone = f"{prefix}run:", f"{prefix}log:", f"{prefix}gone:"
         self._conversation = f"{prefix}conversation:"
         self._count, self._claim = f"{prefix}count:", f"{prefix}claim:"
-        self._ear = Ear(self._connection, prefix, self._to_be_cancelled)
+        self._ear = NewsFeed(self._connection, prefix, self._to_be_cancelled)
 
     # Runs
 
-    def create(self, run: Run, owner: str, lease: float, terms: Terms = ANY) -> Run | None:
+    def create(
+        self, run: Run, owner: str, lease: float, terms: CreateConditions = NO_CONDITIONS
+    ) -> Run | None:
         conversation, runs, live = self._in(run.principal, run.conversation)
         conversations, lives = self._of(run.principal)
         keys = (self._run + run.id, self._live, conversation, runs, live, conversations, lives)
@@ -93,9 +107,9 @@ class RedisStore(Store):
         if not denied:
             return None
         if denied[0] == b"busy":
-            raise Busy(denied[1].decode())
+            raise ConversationBusy(denied[1].decode())
         if denied[0] == b"full":
-            raise Full
+            raise TooManyLiveRuns
         return to_run(run.id, pairs(denied[1]))
 
     def get(self, run: str) -> Run | None:
@@ -135,23 +149,25 @@ class RedisStore(Store):
         with self._errors():
             self._call(_CANCEL, (self._run + run, self._cancelled), run, self._ear.cancels)
 
-    def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, Held]:
+    def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, LeaseState]:
         keys = (self._live, *(self._run + run for run in leases))
         pairs = (word for pair in leases.items() for word in pair)
         with self._errors():
             answers = self._call(_RENEW, keys, ms(lease), *pairs)
-        return {run: Held(answer.decode()) for run, answer in zip(leases, answers, strict=True)}
+        return {
+            run: LeaseState(answer.decode()) for run, answer in zip(leases, answers, strict=True)
+        }
 
     def adopt(self, owner: str, lease: float, limit: int) -> list[Run]:
         with self._errors():
             adopted = self._call(_ADOPT, (self._live,), self._run, owner, ms(lease), limit)
         return [to_run(run.decode(), pairs(each)) for run, each in adopted]
 
-    def purge(self, age: float, limit: int) -> list[Purged]:
+    def purge(self, age: float, limit: int) -> list[PurgedRun]:
         before, remember = repr(time.time() - age), max(ms(age), REMEMBERED)
         with self._errors():
             gone = self._call(_PURGE, (self._ended,), self._prefix, before, remember, limit)
-        return [Purged(*(text.decode() for text in of)) for of in gone]
+        return [PurgedRun(*(text.decode() for text in of)) for of in gone]
 
     # Conversations
 

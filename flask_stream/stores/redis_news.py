@@ -24,7 +24,7 @@ from .base import News
 SILENCE = 5.0
 
 
-class Ear:
+class NewsFeed:
     """Hears of watched runs, and of all runs to be cancelled.
 
     `connect` makes a new connection, not yet connected. `pending` tells which runs are to be

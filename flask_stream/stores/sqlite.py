@@ -17,13 +17,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..concurrency.native_thread import NativeThread
 from ..errors import StoreError
 from ..events import Event
-from ..tasks import NativeThread
 from . import sqlite_file as file
 from . import sqlite_statements as sql
-from .base import ANY, Batch, Busy, Conversation, Full, Held, News, Purged, Run, Store, Terms
-from .sqlite_news import Ear, Seen
+from .base import (
+    NO_CONDITIONS,
+    Batch,
+    Conversation,
+    ConversationBusy,
+    CreateConditions,
+    LeaseState,
+    News,
+    PurgedRun,
+    Run,
+    Store,
+    TooManyLiveRuns,
+)
+from .sqlite_news import NewsFeed, Seen
 
 #: Batches stored by one statement, of six values each: SQLite takes 999 of them anywhere.
 MANY = 128
@@ -45,11 +57,13 @@ class SqliteStore(Store):
         self._thread = NativeThread()
         self._connection: sqlite3.Connection | None = None  # made, used and closed on the thread
         self._closed = False
-        self._ear = Ear(self._look)
+        self._ear = NewsFeed(self._look)
 
     # Runs
 
-    def create(self, run: Run, owner: str, lease: float, terms: Terms = ANY) -> Run | None:
+    def create(
+        self, run: Run, owner: str, lease: float, terms: CreateConditions = NO_CONDITIONS
+    ) -> Run | None:
         values = _values(run) | terms._asdict() | {"owner": owner, "lease": lease}
         while not self._run(sql.CREATE, values).changed:
             there = self._get(sql.GET, run.id)
@@ -59,9 +73,9 @@ class SqliteStore(Store):
                 break
             busy, full = self._run(sql.DENIED, values).rows[0]
             if busy is not None:
-                raise Busy(busy)
+                raise ConversationBusy(busy)
             if full:
-                raise Full
+                raise TooManyLiveRuns
             # What was in the way has ended or was removed in between.
         self._ear.hold([run.id])
         return None
@@ -127,14 +141,14 @@ class SqliteStore(Store):
         if self._run(sql.CANCEL, (run,)).changed:
             self._ear.cancelled(run)
 
-    def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, Held]:
+    def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, LeaseState]:
         if not leases:
             return {}
         values = {"leases": json.dumps(dict(leases)), "lease": lease}
         self._run(sql.RENEW, values)
         held = json.loads(self._run(sql.RENEWED, values).rows[0][0])
         self._ear.release(leases.keys() - held.keys())
-        answers = {0: Held.YES, 1: Held.CANCEL, None: Held.LOST}
+        answers = {0: LeaseState.YES, 1: LeaseState.CANCEL, None: LeaseState.LOST}
         return {run: answers[held.get(run)] for run in leases}
 
     def adopt(self, owner: str, lease: float, limit: int) -> list[Run]:
@@ -150,11 +164,11 @@ class SqliteStore(Store):
         self._ear.hold([run.id for run in adopted])
         return adopted
 
-    def purge(self, age: float, limit: int) -> list[Purged]:
+    def purge(self, age: float, limit: int) -> list[PurgedRun]:
         before = time.time() - age
         if not self._run(sql.OLD, (before,)).rows:
             return []
-        return [Purged(*row) for row in self._run(sql.PURGE, (before, limit)).rows]
+        return [PurgedRun(*row) for row in self._run(sql.PURGE, (before, limit)).rows]
 
     # Conversations
 

@@ -28,7 +28,7 @@ class Seen(NamedTuple):
     live: bool
 
 
-class Ear:
+class NewsFeed:
     """Hears of watched runs, and of those that this process holds and that are to be cancelled.
 
     `look` is given the version that was seen last and the runs of interest, and returns the

@@ -10,8 +10,8 @@ from ..errors import BadRequest
 from ..events import Cursor
 
 if TYPE_CHECKING:
+    from ..engine.log_reader import LogReader
     from ..stores.base import Run
-    from ..tail import Reader
 
 #: Seconds between two looks at all open streams and connections.
 LOOK = 0.5
@@ -32,13 +32,13 @@ class Permit(Protocol):
         """The client is gone."""
 
 
-class Desk(Protocol):
+class ConnectionSession(Protocol):
     """What a connection may do: decided by whoever has let it in. All raise RequestError."""
 
     def start(self, message: Mapping[str, Any]) -> Run:
         """Start what a message asks for."""
 
-    def read(self, cursor: Cursor) -> Reader | None:
+    def read(self, cursor: Cursor) -> LogReader | None:
         """A reader of what comes after the cursor; None when all was read."""
 
     def cancel(self, run: str) -> Run:
@@ -49,7 +49,7 @@ class Desk(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class ConnectionLimits:
     """Seconds between pings and for a write or a pong to take; bytes of a message."""
 
     heartbeat: float

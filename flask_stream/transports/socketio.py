@@ -23,12 +23,12 @@ from flask import Request, Response
 from flask_socketio import SocketIO
 from socketio.exceptions import ConnectionRefusedError as Refused
 
+from ..concurrency.periodic import Periodic
 from ..errors import BadRequest, ConfigError, RequestError, Unavailable
 from ..events import new_id
-from ..pace import Every
-from .base import LOOK, SPREAD, Bounds
-from .socketio_client import Client, LetIn
-from .socketio_wire import Taken, Wire, check_payload, joined, make_server, upgrades
+from .base import LOOK, SPREAD, ConnectionLimits
+from .socketio_client import Admitted, SocketIOClient
+from .socketio_wire import EngineSocket, Taken, check_payload, joined, make_server, upgrades
 
 logger = logging.getLogger(__name__)
 
@@ -36,22 +36,27 @@ logger = logging.getLogger(__name__)
 _LET_IN = "flask_stream.let_in"
 #: What a server tells itself, and no client tells it.
 _RESERVED = ("connect", "disconnect")
-NAMES = {"stream_question": Client.ask, "stream_resume": Client.resume}
-NAMES |= {"stream_cancel": Client.cancel}
+NAMES = {"stream_question": SocketIOClient.ask, "stream_resume": SocketIOClient.resume}
+NAMES |= {"stream_cancel": SocketIOClient.cancel}
 
 
-class Door(Protocol):
+class Handshake(Protocol):
     """Lets clients in: asked with their handshake, and with what they say of themselves in it."""
 
-    def __call__(self, environ: Mapping[str, Any], auth: Any) -> LetIn:
+    def __call__(self, environ: Mapping[str, Any], auth: Any) -> Admitted:
         """Their desk, a place that has to be left, and who it is. Raises RequestError."""
 
 
-class SocketIOs:
+class SocketIOTransport:
     """All Socket.IO clients of a worker, on a server of ours or one that the app has."""
 
     def __init__(
-        self, app: Any, bounds: Bounds, queue: str | None, draining: Callable[[], bool], door: Door
+        self,
+        app: Any,
+        bounds: ConnectionLimits,
+        queue: str | None,
+        draining: Callable[[], bool],
+        door: Handshake,
     ) -> None:
         self._app = app
         self._bounds = bounds
@@ -64,9 +69,9 @@ class SocketIOs:
         if self._server is None:
             raise ConfigError("SocketIO", "has no app yet: SocketIO(app) goes before FlaskStream")
         self._engine = self._server.eio
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[str, SocketIOClient] = {}
         self._lock = threading.Lock()
-        self._look: Every | None = None
+        self._look: Periodic | None = None
         self._share = 0
         self._attach()
 
@@ -132,7 +137,7 @@ class SocketIOs:
         self._server._handle_event, self._server._trigger_event = event, happened
         self._engine._async = {
             **self._engine._async,
-            "websocket": lambda handler, server: Wire(handler, bounds),
+            "websocket": lambda handler, server: EngineSocket(handler, bounds),
         }
 
     # In
@@ -155,7 +160,7 @@ class SocketIOs:
                 field="sid",
             )
 
-    def answer(self, request: Request, body: bytes, let_in: LetIn | None) -> Response:
+    def answer(self, request: Request, body: bytes, let_in: Admitted | None) -> Response:
         """What Engine.IO answers; `let_in` is for who opens a session. Raises BadRequest."""
         client, stamp = self._clients.get(request.args.get("sid", "")), request.args.get("t")
         if request.method == "POST":
@@ -183,13 +188,13 @@ class SocketIOs:
             said = Response.from_app(handle, request.environ, buffered=True)
         return Response(said.get_data(), said.status, said.headers)
 
-    def _enter(self, session: str, let_in: LetIn) -> Client:
+    def _enter(self, session: str, let_in: Admitted) -> SocketIOClient:
         # Another's wire knows nothing of several packets in one.
-        new = Client(self._server, session, let_in, joined if self.own else list)
+        new = SocketIOClient(self._server, session, let_in, joined if self.own else list)
         with self._lock:
             client = self._clients.setdefault(session, new)
             if self._look is None:
-                self._look = Every(LOOK, self._look_after, "socketio")
+                self._look = Periodic(LOOK, self._look_after, "socketio")
         if client is not new:
             new.leave()
         return client
@@ -213,7 +218,7 @@ class SocketIOs:
             if session not in self._clients:  # it has gone meanwhile
                 client.leave()
 
-    def _introduce(self, client: Client, environ: dict[str, Any], auth: Any) -> None:
+    def _introduce(self, client: SocketIOClient, environ: dict[str, Any], auth: Any) -> None:
         client.leave()  # it takes one place, not two
         try:
             client.greet(self._door(environ, auth))
@@ -230,7 +235,7 @@ class SocketIOs:
             client.is_called(None)
             client.talk.leave()
 
-    def _handler(self, what: Callable[[Client, Any], dict[str, Any]]) -> Callable[..., Any]:
+    def _handler(self, what: Callable[[SocketIOClient, Any], dict[str, Any]]) -> Callable[..., Any]:
         def handle(sid: str, *args: Any) -> Any:
             # Whatever asks who may do something asks the app.
             with self._app.app_context():
@@ -242,7 +247,7 @@ class SocketIOs:
 
         return handle
 
-    def _join(self, session: str, sid: str, args: Any) -> Client | None:
+    def _join(self, session: str, sid: str, args: Any) -> SocketIOClient | None:
         """Let in a client of the app's own server, when it first asks for a run."""
         environ = self._server.get_environ(sid)
         if environ is None:  # it has gone meanwhile

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 from engineio.exceptions import EngineIOError
 from flask import Request
 
-from ..errors import BadRequest, Failed, RequestError
+from ..engine.log_reader import LogReader, ReadBatch
+from ..errors import BadRequest, InternalError, RequestError
 from ..events import Cursor, Event
-from ..tail import Reader, Shared
-from ..talk import Talk
-from .base import Desk, Permit, place
+from .base import ConnectionSession, Permit, place
 from .socketio_packets import answer, packet, packets, told, understood
+from .subscriptions import Subscriptions
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _LOOK = 0.02
 _LEAVE = 2.0
 
 
-class Opener(Protocol):
+class SessionOpener(Protocol):
     """Who has opened a session."""
 
     def sends(self, request: Request) -> bool:
@@ -41,17 +41,17 @@ class Opener(Protocol):
 
 
 #: Who was let in: what they may do, a place that has to be left, and who it is.
-LetIn = tuple[Desk, Permit, Opener]
+Admitted = tuple[ConnectionSession, Permit, SessionOpener]
 
 
-class Client:
+class SocketIOClient:
     """Whoever is at the other end of an Engine.IO session, over whichever of its two wires."""
 
     def __init__(
         self,
         server: Any,
         session: str,
-        let_in: LetIn,
+        let_in: Admitted,
         join: Callable[[Sequence[str]], Sequence[str]],
     ) -> None:
         self._server = server
@@ -68,7 +68,7 @@ class Client:
         self.opener = let_in[2]
         self.greet(let_in)
 
-    def greet(self, let_in: LetIn) -> None:
+    def greet(self, let_in: Admitted) -> None:
         """This is who it is, and what it may."""
         desk, permit, _ = let_in
         self._permit = permit
@@ -83,7 +83,7 @@ class Client:
 
     def begin(self) -> None:
         """It is connected: nothing is under way yet."""
-        self.talk = Talk(self._desk, self._deliver, self.go)
+        self.talk = Subscriptions(self._desk, self._deliver, self.go)
 
     # In
 
@@ -150,7 +150,7 @@ class Client:
         return {"run": run, "status": self.talk.desk.cancel(run).status}
 
     def hear(
-        self, what: Callable[[Client, Sequence[Any]], dict[str, Any]], args: Sequence[Any]
+        self, what: Callable[[SocketIOClient, Sequence[Any]], dict[str, Any]], args: Sequence[Any]
     ) -> dict[str, Any] | None:
         """Do what a message asks for; what to acknowledge it with."""
         try:
@@ -159,7 +159,7 @@ class Client:
             return self.refuse(error, args)
         except Exception:  # a fault in one message must not be the end of all
             logger.exception("socketio: a message was not understood")
-            return self.refuse(Failed(), args)
+            return self.refuse(InternalError(), args)
 
     def allowed(self) -> bool:
         """Whether it may still read; else it is told, and sent away for good."""
@@ -194,7 +194,7 @@ class Client:
         """Something that is no event of a run."""
         self._send([packet(name, told(data))])
 
-    def _deliver(self, reader: Reader, shared: Shared) -> None:
+    def _deliver(self, reader: LogReader, shared: ReadBatch) -> None:
         sent = shared.frames.get("socketio")
         if sent is None:
             sent = packets(reader.run, shared.events, lambda: answer(self._whole(reader.run)))

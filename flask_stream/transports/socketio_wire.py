@@ -21,8 +21,8 @@ from wsproto.events import CloseConnection
 from wsproto.utilities import LocalProtocolError
 
 from ..errors import BadRequest
-from ..line import ROOM, UNHEARD, Line, Slow, check_upgrade, frame, parts
-from .base import Bounds
+from .base import ConnectionLimits
+from .websocket_socket import ROOM, UNHEARD, Line, Slow, check_upgrade, frame, parts
 
 #: The engine's own words. Below errors it would tell what people ask.
 engine_logger = logging.getLogger(f"{__name__}.engine")
@@ -36,7 +36,7 @@ _MESSAGE = "4"
 BETWEEN = "\x1e"
 
 
-def make_server(app: Any, bounds: Bounds, queue: str | None) -> SocketIO:
+def make_server(app: Any, bounds: ConnectionLimits, queue: str | None) -> SocketIO:
     """A Flask-SocketIO server without a path of its own: its requests come through our views.
 
     `queue` is the URL of a Redis. Raises ConfigError.
@@ -73,7 +73,7 @@ def make_server(app: Any, bounds: Bounds, queue: str | None) -> SocketIO:
 
 
 def joined(packets: Sequence[str]) -> list[str]:
-    """Engine.IO's messages as one, which `Wire` writes at once, each in a frame of its own."""
+    """Return the packets as one message, which `EngineSocket` writes as a frame each."""
     return [f"{BETWEEN}{_MESSAGE}".join(packets)]
 
 
@@ -119,10 +119,10 @@ class Taken(Response):
         return self._handle(environ, start_response)
 
 
-class Wire:
+class EngineSocket:
     """What Engine.IO calls a WebSocket: made for a session's handler, called with a request."""
 
-    def __init__(self, handler: Any, bounds: Bounds) -> None:
+    def __init__(self, handler: Any, bounds: ConnectionLimits) -> None:
         self._handler = handler
         self._session = handler.__self__
         self._bounds = bounds

@@ -18,21 +18,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Response, request, stream_with_context
-
+from ..concurrency.periodic import Periodic
 from ..dialects.base import Dialect
+from ..engine.log_reader import LogReader
 from ..errors import StoreError
 from ..events import Event, encode
-from ..pace import Every
-from ..tail import Reader
 from .base import LOOK, Permit
 
 logger = logging.getLogger(__name__)
 
-HEADERS = {
-    "Cache-Control": "no-cache, no-transform",
-    "X-Accel-Buffering": "no",
-}
 #: A comment: it has no meaning for a client, and keeps what is between it and us awake.
 HEARTBEAT = b":\n\n"
 #: Seconds over which the clients of a worker that leaves come back to the others.
@@ -40,7 +34,7 @@ SPREAD = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class SSETimings:
     """Seconds: between heartbeats, before a client reconnects, that a write may take."""
 
     heartbeat: float
@@ -48,99 +42,124 @@ class Pace:
     write_timeout: float
 
 
-class _Stream:
-    """One open response."""
+class SSEStream:
+    """One open event stream. `frames` may be iterated once; `close` has to be called."""
 
-    __slots__ = ("check", "due", "gone", "permit", "reader", "sock")
+    __slots__ = (
+        "_close",
+        "_dialect",
+        "_draining",
+        "_timings",
+        "gone",
+        "next_check",
+        "next_heartbeat",
+        "permit",
+        "reader",
+        "sock",
+    )
 
-    def __init__(self, reader: Reader, sock: Any, due: float, permit: Permit) -> None:
+    def __init__(
+        self,
+        reader: LogReader,
+        dialect: Dialect,
+        permit: Permit,
+        sock: Any,
+        timings: SSETimings,
+        draining: Callable[[], bool],
+        close: Callable[[SSEStream], None],
+    ) -> None:
         self.reader = reader
-        self.sock = sock
-        self.due = due
         self.permit = permit
-        self.check = permit.due()
+        self.sock = sock
         self.gone = False
-
-
-class SSE:
-    """Serves readers as event streams, and looks after all that are open."""
-
-    def __init__(self, pace: Pace, draining: Callable[[], bool]) -> None:
-        self._pace = pace
+        self.next_heartbeat = time.monotonic() + timings.heartbeat
+        self.next_check = permit.due()
+        self._dialect = dialect
+        self._timings = timings
         self._draining = draining
-        self._open: dict[_Stream, None] = {}
+        self._close = close
+
+    def frames(self) -> Iterator[bytes]:
+        """Yield what to write, until the stream ends."""
+        reader, dialect, timings = self.reader, self._dialect, self._timings
+        # At once, so that the client has its headers while the model is still thinking.
+        yield _retry(timings.reconnect)
+        while not self.gone:
+            if time.monotonic() >= self.next_check:
+                refusal = self.permit.refusal()
+                if refusal is not None:
+                    yield dialect.frames(reader.run, [_unauthorized(refusal)])
+                    return
+                self.next_check = self.permit.due()
+            try:
+                batch = reader.take()
+            except StoreError as error:
+                logger.warning("run %s: store: %s: reader sent away", reader.run, error)
+                yield _retry(timings.reconnect + random.uniform(0, SPREAD))  # noqa: S311
+                return
+            if batch is not None:
+                frames = batch.frames.get(dialect.name)
+                if frames is None:
+                    frames = batch.frames[dialect.name] = dialect.frames(reader.run, batch.events)
+                if frames:
+                    self.next_heartbeat = time.monotonic() + timings.heartbeat
+                    yield frames
+                if batch.ended:
+                    return
+                continue
+            if self._draining():
+                yield _retry(timings.reconnect + random.uniform(0, SPREAD))  # noqa: S311
+                return
+            if time.monotonic() >= self.next_heartbeat:
+                self.next_heartbeat = time.monotonic() + timings.heartbeat
+                yield HEARTBEAT
+            reader.wait()
+
+    def close(self) -> None:
+        """Close the reader, release the permit, and forget the stream."""
+        self._close(self)
+
+
+class SSETransport:
+    """Opens event streams, and watches those that are open."""
+
+    def __init__(self, timings: SSETimings, draining: Callable[[], bool]) -> None:
+        self._timings = timings
+        self._draining = draining
+        self._open: dict[SSEStream, None] = {}
         self._lock = threading.Lock()
-        self._look: Every | None = None
+        self._look: Periodic | None = None
 
     @property
     def open(self) -> int:
         """How many streams are open."""
         return len(self._open)
 
-    def respond(self, reader: Reader, dialect: Dialect, permit: Permit) -> Response:
-        """A response that reads until the run ends. It closes the reader, and leaves the permit."""
-        stream = self._enter(reader, permit)
-        response = Response(
-            stream_with_context(self._frames(stream, dialect)),
-            mimetype="text/event-stream",
-            headers=HEADERS,
-        )
-        # Not in the generator's `finally`: one that never started never gets there.
-        response.call_on_close(lambda: self._leave(stream))
-        return response
+    def open_stream(
+        self, reader: LogReader, dialect: Dialect, permit: Permit, sock: Any
+    ) -> SSEStream:
+        """Open a stream of what `reader` reads, until the run ends.
 
-    def _frames(self, stream: _Stream, dialect: Dialect) -> Iterator[bytes]:
-        reader, name = stream.reader, dialect.name
-        # At once, so that the client has its headers while the model is still thinking.
-        yield _retry(self._pace.reconnect)
-        while not stream.gone:
-            if time.monotonic() >= stream.check:
-                refusal = stream.permit.refusal()
-                if refusal is not None:
-                    yield dialect.frames(reader.run, [_unauthorized(refusal)])
-                    return
-                stream.check = stream.permit.due()
-            try:
-                shared = reader.take()
-            except StoreError as error:
-                logger.warning("run %s: store: %s: reader sent away", reader.run, error)
-                yield _retry(self._pace.reconnect + random.uniform(0, SPREAD))  # noqa: S311
-                return
-            if shared is not None:
-                frames = shared.frames.get(name)
-                if frames is None:
-                    frames = shared.frames[name] = dialect.frames(reader.run, shared.events)
-                if frames:
-                    stream.due = time.monotonic() + self._pace.heartbeat
-                    yield frames
-                if shared.ended:
-                    return
-                continue
-            if self._draining():
-                yield _retry(self._pace.reconnect + random.uniform(0, SPREAD))  # noqa: S311
-                return
-            if time.monotonic() >= stream.due:
-                stream.due = time.monotonic() + self._pace.heartbeat
-                yield HEARTBEAT
-            reader.wait()
-
-    def _enter(self, reader: Reader, permit: Permit) -> _Stream:
-        sock = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
+        `sock` is the connection's socket, or None where it is not known: then a client that has
+        gone is noticed at the second write.
+        """
         if sock is not None:
             with suppress(OSError):
-                sock.settimeout(self._pace.write_timeout)
+                sock.settimeout(self._timings.write_timeout)
                 # Finds the peer that went without a word, which a write would not for minutes.
-                timeout = int(self._pace.write_timeout * 1000)
+                timeout = int(self._timings.write_timeout * 1000)
                 if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout)
-        stream = _Stream(reader, sock, time.monotonic() + self._pace.heartbeat, permit)
+        stream = SSEStream(
+            reader, dialect, permit, sock, self._timings, self._draining, self._leave
+        )
         with self._lock:
             self._open[stream] = None
             if self._look is None:
-                self._look = Every(LOOK, self._look_after, "streams")
+                self._look = Periodic(LOOK, self._look_after, "streams")
         return stream
 
-    def _leave(self, stream: _Stream) -> None:
+    def _leave(self, stream: SSEStream) -> None:
         with self._lock:
             self._open.pop(stream, None)
         stream.reader.close()
@@ -158,7 +177,7 @@ class SSE:
             if stream.sock is not None and _closed(stream.sock):
                 stream.gone = True
                 stream.reader.wake()
-            elif now >= stream.due or now >= stream.check:
+            elif now >= stream.next_heartbeat or now >= stream.next_check:
                 stream.reader.wake()
 
     def close(self) -> None:

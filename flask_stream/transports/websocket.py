@@ -19,22 +19,22 @@ from typing import Any
 
 from flask import Request
 
+from ..concurrency.periodic import Periodic
 from ..errors import BadRequest, Unavailable
-from ..line import Line, check_upgrade
-from ..pace import Every
-from .base import LOOK, SPREAD, Bounds, Desk, Permit
-from .websocket_connection import FORMATS, RESTART, Connection
+from .base import LOOK, SPREAD, ConnectionLimits, ConnectionSession, Permit
+from .websocket_connection import FORMATS, RESTART, WebSocketConnection
+from .websocket_socket import Line, check_upgrade
 
 
-class WebSockets:
+class WebSocketTransport:
     """All connections of a worker."""
 
-    def __init__(self, bounds: Bounds, draining: Callable[[], bool]) -> None:
+    def __init__(self, bounds: ConnectionLimits, draining: Callable[[], bool]) -> None:
         self._bounds = bounds
         self._draining = draining
-        self._open: dict[Connection, None] = {}
+        self._open: dict[WebSocketConnection, None] = {}
         self._lock = threading.Lock()
-        self._look: Every | None = None
+        self._look: Periodic | None = None
         self._share = 0
 
     @property
@@ -54,15 +54,15 @@ class WebSockets:
             raise Unavailable("This worker is being replaced.", retry_after=1)
         Line.take(request.environ, self._bounds.patience)
 
-    def serve(self, ws: Any, desk: Desk, permit: Permit, format: str) -> None:
+    def serve(self, ws: Any, desk: ConnectionSession, permit: Permit, format: str) -> None:
         """Talk to one client until it goes. It leaves the permit."""
         ws.max_message_size = self._bounds.size
         ws.ws = ws.ws.connection  # without what is left of the handshake: four kilobytes
-        connection = Connection(ws, desk, permit, self._bounds, format)
+        connection = WebSocketConnection(ws, desk, permit, self._bounds, format)
         with self._lock:
             self._open[connection] = None
             if self._look is None:
-                self._look = Every(LOOK, self._look_after, "websockets")
+                self._look = Periodic(LOOK, self._look_after, "websockets")
         try:
             connection.talk()
         finally:

@@ -12,12 +12,12 @@ from typing import Any
 from wsproto.events import CloseConnection
 from wsproto.utilities import LocalProtocolError
 
-from ..errors import BadRequest, Failed, RequestError
-from ..line import PING, ROOM, UNHEARD, Line, Slow, frame, parts
-from ..tail import Reader, Shared
-from ..talk import Talk, check_room
-from .base import Bounds, Desk, Permit, place
+from ..engine.log_reader import LogReader, ReadBatch
+from ..errors import BadRequest, InternalError, RequestError
+from .base import ConnectionLimits, ConnectionSession, Permit, place
+from .subscriptions import Subscriptions, check_room
 from .websocket_frames import END, objects, texts, understood
+from .websocket_socket import PING, ROOM, UNHEARD, Line, Slow, frame, parts
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +25,20 @@ TOO_BIG, RESTART, TOO_SLOW, UNAUTHORIZED = 1009, 1012, 1013, 4401
 FORMATS = {"native": objects, "text": texts}
 
 
-class Connection:
+class WebSocketConnection:
     """One client."""
 
-    def __init__(self, ws: Any, desk: Desk, permit: Permit, bounds: Bounds, format: str) -> None:
+    def __init__(
+        self,
+        ws: Any,
+        desk: ConnectionSession,
+        permit: Permit,
+        bounds: ConnectionLimits,
+        format: str,
+    ) -> None:
         self._ws = ws
         self._line: Line = ws.sock
-        self._talk = Talk(desk, self._deliver, self._lost)
+        self._talk = Subscriptions(desk, self._deliver, self._lost)
         self._permit = permit
         self._bounds = bounds
         self._format = format
@@ -88,7 +95,7 @@ class Connection:
             self._refuse(error, asked.get("run"))
         except Exception:  # a fault in one message must not be the end of all
             logger.exception("websocket: a message was not understood")
-            self._refuse(Failed(), asked.get("run"))
+            self._refuse(InternalError(), asked.get("run"))
 
     def _obey(self, message: dict[str, Any]) -> None:
         if "cancel" in message:
@@ -118,13 +125,13 @@ class Connection:
             self._refuse(error, run)
         except Exception:  # nobody else would say so
             logger.exception("websocket: a run was not stopped")
-            self._refuse(Failed(), run)
+            self._refuse(InternalError(), run)
         finally:
             self._stopping.discard(run)
 
     # Out
 
-    def _deliver(self, reader: Reader, shared: Shared) -> None:
+    def _deliver(self, reader: LogReader, shared: ReadBatch) -> None:
         name, render = f"websocket {self._format}", FORMATS[self._format]
         frames = shared.frames.get(name)
         if frames is None:
@@ -152,7 +159,7 @@ class Connection:
         # Nothing else will say that there is no more to come.
         self._send(frames if len(self._talk) else frames + frame(END))
 
-    def _send(self, frames: bytes, reader: Reader | None = None) -> None:
+    def _send(self, frames: bytes, reader: LogReader | None = None) -> None:
         """Frames, if they are not those of a reader who has been followed by another."""
         if not frames:
             return

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import BadRequest
 from ..events import Event, decode
-from ..line import frame
+from .websocket_socket import frame
 
 END = "<END_STREAM>"
 

@@ -1,0 +1,74 @@
+"""What a chain is asked with: the run's input, once the runs before it have ended."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import Any
+
+from ..sources.base import CONTINUE, HISTORY_TOKENS, Input, resume_value
+from ..stores.base import PurgedRun, Run, Store
+from .chain import Chain
+from .history import past
+from .journal import Journal
+from .ownership import is_anonymous
+
+
+class RunInputs:
+    """Makes the inputs of one service's runs."""
+
+    def __init__(self, store: Store, journal: Journal) -> None:
+        self._store = store
+        self._journal = journal
+
+    def make(self, chain: Chain, run: Run, queued: bool) -> Input:
+        """Return the chain's input for a run.
+
+        Waits for the end of the parent, and if the run is `queued`, of all live runs of its
+        conversation that were started before it. Raises StoreError.
+        """
+        while queued and (before := self._live_before(run)) is not None:
+            self._wait_for_end(before)
+        parent = self._store.get(run.parent) if run.parent else None
+        if parent is not None and parent.live:
+            self._wait_for_end(parent)
+        value = json.loads(run.input)
+        resume: Any = resume_value(value)
+        if resume is None and parent is not None and parent.status != "interrupted":
+            resume = CONTINUE
+        history, before_runs = past(self._store, run.parent, chain.source.turns)
+        budget = chain.history_tokens
+        return Input(
+            value,
+            history,
+            run=run.id,
+            parent=run.parent,
+            thread=thread_of(chain, run),
+            resume=resume,
+            before=before_runs,
+            history_tokens=HISTORY_TOKENS if budget is None else budget,
+        )
+
+    def _live_before(self, run: Run) -> Run | None:
+        runs = self._store.runs(run.principal, run.conversation)
+        order = (run.created, run.id)
+        return next((one for one in runs if one.live and (one.created, one.id) < order), None)
+
+    def _wait_for_end(self, run: Run) -> None:
+        reader = self._journal.read(run, run.seq)
+        try:
+            while (batch := reader.take()) is None or not batch.ended:
+                if batch is None:
+                    reader.wait(1.0)
+        finally:
+            reader.close()
+
+
+def thread_of(chain: Chain, run: Run | PurgedRun) -> str:
+    """Return the id under which a graph keeps this conversation's state.
+
+    It is a hash of chain, principal and conversation, so no two principals share one.
+    """
+    principal = "" if is_anonymous(run.principal) else run.principal
+    key = json.dumps([chain.name, principal, run.conversation])
+    return sha256(key.encode()).hexdigest()[:32]

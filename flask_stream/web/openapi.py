@@ -1,0 +1,273 @@
+"""The HTTP interface as an OpenAPI 3.1 description, served at `/openapi.json`.
+
+The bodies are the pydantic models that check them, so what is told is what is done.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic import BaseModel
+
+from ..config import Settings
+from ..engine.admission import MULTITASK
+from ..security.identity import COOKIE
+from .schemas import (
+    CONVERSATION,
+    CONVERSATIONS,
+    CURSOR,
+    ERRORS,
+    FORMAT,
+    ID,
+    PROBLEM,
+    RUN,
+    TICKET,
+    Ask,
+    MakeTicket,
+    Rename,
+    Start,
+)
+
+
+def description(settings: Settings, chains: list[str], root: str) -> dict[str, Any]:
+    """The description; `root` is the path that the app is mounted at."""
+    auth = {
+        "securitySchemes": {
+            "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "ticket": {"type": "apiKey", "in": "query", "name": "ticket"},
+        },
+        "schemas": {
+            "Run": RUN,
+            "Conversation": CONVERSATION,
+            "Conversations": CONVERSATIONS,
+            "Ticket": TICKET,
+            "Problem": PROBLEM,
+            "Event": _EVENT,
+        },
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": settings.title,
+            "version": _version(),
+            "description": "Runs are logs of events; a stream is a read of one.",
+        },
+        "servers": [{"url": root or "/"}],
+        "security": [{}, {"session": []}, {"bearer": []}, {"ticket": []}],
+        "paths": _paths(settings, chains),
+        "components": auth,
+    }
+
+
+def _paths(settings: Settings, chains: list[str]) -> dict[str, Any]:
+    run = _parameter("path", "run", ID, required=True)
+    place = [
+        _parameter("header", "Last-Event-ID", CURSOR),
+        _parameter("query", "after", CURSOR),
+    ]
+    asked: dict[str, Any] = {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": settings.max_question,
+        "pattern": r"\S",
+    }
+    start = _schema(Start)
+    start["properties"]["chain"]["enum"] = chains
+    # An object is what the chain's own schema asks for.
+    start["properties"]["input"] = {"anyOf": [asked, {"type": "object", "minProperties": 1}]}
+    names = ("chain", "run", "conversation", "parent", "multitask")
+    upload = {
+        "type": "object",
+        "properties": {name: {"type": "string"} for name in names}
+        | {"document": {"type": "string", "format": "binary"}},
+        "required": ["chain", "document"],
+        "additionalProperties": False,
+    }
+    start["oneOf"] = [{"required": ["input"]}, {"required": ["resume"]}]
+    ask = _schema(Ask)
+    ask["properties"]["question"] = asked
+    ask["properties"]["format"] = FORMAT
+    ticket = _schema(MakeTicket)
+    ticket["properties"]["chain"]["enum"] = chains
+    for body in (start, ask, ticket):
+        for name in ("run", "conversation", "parent"):
+            if name in body["properties"]:
+                body["properties"][name] = {"anyOf": [ID, {"type": "null"}]}
+        if "multitask" in body["properties"]:
+            body["properties"]["multitask"] = {"type": "string", "enum": list(MULTITASK)}
+    query = [
+        # A query has no null.
+        _parameter("query", name, schema.get("anyOf", [schema])[0], required=name == "question")
+        for name, schema in ask["properties"].items()
+    ]
+    paths: dict[str, Any] = {
+        "/runs": {
+            "post": _operation(
+                "startRun",
+                "Start a run; the same `run` id again is the same run.",
+                {201: _json("Run"), 200: _json("Run")},
+                (400, 401, 403, 404, 408, 409, 413, 415, 429, 503),
+                body=start,
+                form=upload,
+            )
+        },
+        "/runs/{run}": {
+            "parameters": [run],
+            "get": _operation(
+                "getRun", "A run's status.", {200: _json("Run")}, (400, 401, 404, 410, 503)
+            ),
+        },
+        "/runs/{run}/events": {
+            "parameters": [run],
+            "get": _operation(
+                "readRun",
+                "The run's log from a cursor on, and what is still to come.",
+                _EVENTS,
+                (400, 401, 404, 410, 429, 503),
+                parameters=[*place, _parameter("query", "format", FORMAT)],
+            ),
+        },
+        "/runs/{run}/cancel": {
+            "parameters": [run],
+            "post": _operation(
+                "cancelRun",
+                "Stop the run; answers when the model has stopped.",
+                {200: _json("Run")},
+                (400, 401, 403, 404, 410, 503),
+            ),
+        },
+        "/conversations": {
+            "get": _operation(
+                "listConversations",
+                "A page of one's own, the last updated first.",
+                {200: _json("Conversations")},
+                (400, 401, 503),
+                parameters=[
+                    _parameter("query", "limit", {"type": "integer", "minimum": 1, "maximum": 100}),
+                    _parameter("query", "before", {"type": "string"}),
+                ],
+            )
+        },
+        "/conversations/{id}": {
+            "parameters": [_parameter("path", "id", ID, required=True)],
+            "get": _operation(
+                "getConversation",
+                "One, with its runs: a tree, by their parents.",
+                {200: _json("Conversation")},
+                (400, 401, 404, 503),
+            ),
+            "patch": _operation(
+                "renameConversation",
+                "Give it another title.",
+                {200: _json("Conversation")},
+                (400, 401, 403, 404, 408, 413, 415, 503),
+                body=_schema(Rename),
+            ),
+            "delete": _operation(
+                "removeConversation",
+                "Stop what is live in it, and remove it with its runs.",
+                {204: {"description": "It is gone."}},
+                (400, 401, 403, 404, 503),
+            ),
+        },
+        "/tickets": {
+            "post": _operation(
+                "makeTicket",
+                "A right to start one run, and to read and cancel it.",
+                {201: _json("Ticket")},
+                (400, 401, 403, 404, 408, 413, 415, 503),
+                body=ticket,
+            )
+        },
+        "/health/live": {"get": _operation("live", "This worker answers.", {200: _OBJECT}, ())},
+        "/health/ready": {
+            "get": _operation("ready", "This worker takes new runs.", {200: _OBJECT}, (503,))
+        },
+        "/openapi.json": {"get": _operation("describe", "This.", {200: _OBJECT}, ())},
+    }
+    errors = (400, 401, 403, 404, 409, 410, 429, 503)
+    for chain in chains:
+        told = f"Start and stream in one request: {chain}."
+        paths[f"/stream_{chain}"] = {
+            "get": _operation(f"ask_{chain}", told, _EVENTS, errors, parameters=[*place, *query]),
+            "post": _operation(f"post_{chain}", told, _EVENTS, (*errors, 408, 413, 415), body=ask),
+        }
+    return paths
+
+
+def _operation(
+    id: str,
+    summary: str,
+    answers: dict[int, dict[str, Any]],
+    errors: tuple[int, ...],
+    *,
+    body: dict[str, Any] | None = None,
+    form: dict[str, Any] | None = None,
+    parameters: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    refused = {str(e): {"description": ERRORS[e], "content": problem} for e in (*errors, 405)}
+    if any(parameter["in"] == "query" for parameter in parameters or []):
+        # From the server, in its own words.
+        refused["414"] = {"description": "The address is too long: send a long question in a body."}
+    operation: dict[str, Any] = {
+        "operationId": id,
+        "summary": summary,
+        "responses": {str(status): answer for status, answer in answers.items()} | refused,
+    }
+    if body is not None:
+        content = {"application/json": {"schema": body}}
+        if form is not None:
+            content["multipart/form-data"] = {"schema": form}
+        operation["requestBody"] = {"required": True, "content": content}
+    if parameters is not None:
+        operation["parameters"] = parameters
+    return operation
+
+
+def _parameter(
+    place: str, name: str, schema: dict[str, Any], required: bool = False
+) -> dict[str, Any]:
+    return {"in": place, "name": name, "schema": schema, "required": required}
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema()
+    schema.pop("description", None)
+    return schema
+
+
+def _json(name: str) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{name}"}
+    return {"description": name, "content": {"application/json": {"schema": schema}}}
+
+
+_OBJECT = {
+    "description": "An object.",
+    "content": {"application/json": {"schema": {"type": "object"}}},
+}
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "id": {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}:[1-9][0-9]{0,15}$"},
+        "event": {"type": "string", "pattern": "^[a-z_]+$"},
+        "data": {"type": "string", "description": "JSON, or with `format=text` text."},
+    },
+}
+_EVENTS: dict[int, dict[str, Any]] = {
+    200: {
+        "description": "Server-sent events, of which the schema is that of each.",
+        "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Event"}}},
+    },
+    204: {"description": "All was read: do not come back."},
+}
+
+
+def _version() -> str:
+    try:
+        return version("flask-llm-stream")
+    except PackageNotFoundError:  # run from a checkout
+        return "0"

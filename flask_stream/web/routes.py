@@ -1,0 +1,267 @@
+"""URL → runs → transport: the HTTP interface, and nothing but it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flask import Blueprint, jsonify, make_response, render_template, request, url_for
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException
+
+from ..concurrency.native_thread import NativeThread
+from ..config import Settings
+from ..engine.admission import NEWEST, StartRequest
+from ..engine.conversations import USUAL
+from ..engine.history import shown
+from ..engine.runner import STOP_WAIT
+from ..errors import BadRequest, RequestError
+from ..events import Cursor, new_id
+from ..security.access import Access, Caller
+from ..security.headers import headers
+from ..security.tickets import Ticket
+from .bodies import form
+from .cli import make_key
+from .current import (
+    check_known,
+    check_start,
+    conversation_owner,
+    current_caller,
+    current_runs,
+    current_service,
+    json_object,
+    question_input,
+    resume_input,
+    start_for,
+)
+from .document_text import text_of
+from .openapi import description
+from .problems import http_problem, problem
+from .requests import cursor, fields, number, refuse_head
+from .responses import conversation_json, dialect_of, permit_for, run_json, stream, with_session
+from .schemas import Ask, MakeTicket, Rename, Start
+
+PACKAGE = Path(__file__).parent.parent
+#: In a wheel the templates are inside the package; in a checkout they stand beside it.
+TEMPLATES = next(p for p in (PACKAGE / "templates", PACKAGE.parent / "templates") if p.is_dir())
+#: Where documents are read.
+reader = NativeThread()
+
+
+def make_blueprint(settings: Settings, access: Access) -> Blueprint:
+    """Return the blueprint of one app."""
+    blueprint = Blueprint(
+        "stream",
+        __name__,
+        static_folder=str(PACKAGE / "static"),
+        static_url_path="/static/stream",
+        template_folder=str(TEMPLATES),
+    )
+    blueprint.before_request(_check_change)
+    blueprint.after_request(headers(settings.frame_ancestors))
+    access.origins.protect(blueprint)
+    blueprint.add_url_rule("/runs", view_func=start, methods=["POST"])
+    blueprint.add_url_rule("/runs/<run>", view_func=status)
+    blueprint.add_url_rule("/runs/<run>/events", view_func=events)
+    blueprint.add_url_rule("/runs/<run>/cancel", view_func=cancel, methods=["POST"])
+    blueprint.add_url_rule("/stream_<chain>", view_func=ask, methods=["GET", "POST"])
+    blueprint.add_url_rule("/conversations", view_func=conversations)
+    blueprint.add_url_rule(
+        "/conversations/<id>", view_func=conversation, methods=["GET", "PATCH", "DELETE"]
+    )
+    blueprint.add_url_rule("/tickets", view_func=tickets, methods=["POST"])
+    blueprint.add_url_rule("/openapi.json", view_func=openapi)
+    blueprint.add_url_rule("/health/live", view_func=live)
+    blueprint.add_url_rule("/health/ready", view_func=ready)
+    if settings.page:
+        blueprint.add_url_rule("/", view_func=chat)
+        blueprint.add_url_rule("/c/<conversation>", view_func=chat)
+    blueprint.register_error_handler(RequestError, problem)
+    blueprint.register_error_handler(HTTPException, http_problem)
+    blueprint.cli.add_command(make_key)
+    return blueprint
+
+
+def _check_change() -> None:
+    if request.method not in ("GET", "HEAD", "OPTIONS"):
+        current_service().access.check_change(request)
+
+
+# Views
+
+
+def start() -> ResponseReturnValue:
+    """`POST /runs`: start a run, or find the one of that id."""
+    visitor = current_caller()
+    check_known(visitor)
+    uploads = request.mimetype == "multipart/form-data"
+    if uploads:
+        body = fields(Start, _uploaded(visitor))
+    else:
+        body = fields(Start, json_object())
+        check_start(visitor, body.chain)
+    if (body.input is None) == ("resume" not in body.model_fields_set):
+        raise BadRequest("Send input, or resume for an answer that was asked for.", field="input")
+    value = (
+        resume_input(body.resume) if body.input is None else question_input(body.chain, body.input)
+    )
+    run, new = start_for(visitor, _asked(body, body.chain, value), counted=uploads)
+    response = jsonify(run_json(run))
+    response.status_code = 201 if new else 200
+    response.headers["Location"] = url_for(".status", run=run.id)
+    return with_session(visitor, response)
+
+
+def _uploaded(visitor: Caller) -> dict[str, Any]:
+    """The fields of a form, with the text of its file as the input.
+
+    Whether it may start a run is looked at, and it counts as a start, before the file is read.
+    """
+    settings, quotas = current_service().settings, current_service().access.quotas
+    with quotas.upload(visitor.address):
+        values, (name, data) = form(settings.max_upload, settings.body_timeout)
+        check_start(visitor, values.get("chain", ""))
+        quotas.start(visitor.principal, visitor.address)
+        # On a thread of its own: a page that is made to be slow would hold up everybody.
+        text = reader.call(text_of, name, data, settings.max_document, settings.max_pages)
+    return values | {"input": {"document": text}}
+
+
+def status(run: str) -> ResponseReturnValue:
+    """`GET /runs/<run>`: the run as JSON."""
+    return run_json(current_runs().get(run, current_caller(run).principal))
+
+
+def events(run: str) -> ResponseReturnValue:
+    """`GET /runs/<run>/events`: the run's log from a cursor on, and what is still to come."""
+    refuse_head()
+    visitor = current_caller(run)
+    place = cursor(run) or Cursor(run, 0)
+    if place.run != run:
+        raise BadRequest("The cursor is of another run.", field="Last-Event-ID")
+    return stream(visitor, place, request.args.get("format"), permit_for(visitor))
+
+
+def cancel(run: str) -> ResponseReturnValue:
+    """`POST /runs/<run>/cancel`: answers when the model has really stopped."""
+    return run_json(current_runs().cancel(run, STOP_WAIT, current_caller(run).principal))
+
+
+def ask(chain: str) -> ResponseReturnValue:
+    """`/stream_<chain>`: start and stream in one request, or resume what it had started."""
+    refuse_head()
+    visitor = current_caller()
+    current_runs().starts.chain(chain)
+    place = cursor(None)
+    if place is not None:
+        # A browser repeats the whole request when it reconnects, question and all.
+        visitor.check_run(place.run)
+        return stream(visitor, place, request.args.get("format"), permit_for(visitor))
+    known = {name: v for name, v in request.args.items() if name in Ask.model_fields}
+    check_start(visitor, chain)
+    body = fields(Ask, known | json_object() if request.method == "POST" else known)
+    dialect = dialect_of(body.format)
+    value = question_input(chain, body.question, "question")
+    # Before the model is asked: an answer that nobody may read is paid for, too.
+    permit = permit_for(visitor)
+    try:
+        run, _ = start_for(visitor, _asked(body, chain, value))
+    except BaseException:
+        permit.leave()
+        raise
+    return with_session(visitor, stream(visitor, Cursor(run.id, 0), dialect.name, permit))
+
+
+def _asked(body: Start | Ask, chain: str, value: dict[str, Any]) -> StartRequest:
+    parent = body.parent if "parent" in body.model_fields_set else NEWEST
+    return StartRequest(
+        chain,
+        value,
+        run=body.run,
+        conversation=body.conversation,
+        parent=parent or None,  # a query has no null: there, an empty one is none
+        multitask=body.multitask,
+    )
+
+
+def conversations() -> ResponseReturnValue:
+    """`GET /conversations`: a page of one's own, the last updated first."""
+    who = conversation_owner()
+    page, after = current_runs().conversations.page(
+        who, number("limit", USUAL), request.args.get("before")
+    )
+    return {"conversations": [conversation_json(one) for one in page], "next": after}
+
+
+def conversation(id: str) -> ResponseReturnValue:
+    """`GET`, `PATCH`, `DELETE /conversations/<id>`: read it with its runs, rename it, remove it."""
+    who = conversation_owner()
+    mine = current_runs().conversations
+    if request.method == "DELETE":
+        mine.remove(who, id)
+        return "", 204
+    if request.method == "PATCH":
+        return conversation_json(mine.rename(who, id, fields(Rename, json_object()).title))
+    found, its_runs = mine.get(who, id)
+    told = [run_json(run) | {"input": shown(json.loads(run.input))} for run in its_runs]
+    return conversation_json(found) | {"runs": told}
+
+
+def tickets() -> ResponseReturnValue:
+    """`POST /tickets`: a right to start one run, for a page that has no session here."""
+    visitor = current_caller()
+    body = fields(MakeTicket, json_object())
+    current_runs().starts.chain(body.chain)
+    principal = current_service().access.issuer(visitor, body.user)
+    current_runs().starts.place(principal, body.conversation, body.parent or NEWEST)
+    made = Ticket(new_id(), body.chain, principal, body.conversation, body.parent)
+    text, expires = current_service().access.tickets.issue(made)
+    urls = {
+        "stream": url_for(".ask", chain=body.chain, ticket=text),
+        "events": url_for(".events", run=made.run, ticket=text),
+        "cancel": url_for(".cancel", run=made.run, ticket=text),
+    }
+    return {"ticket": text, "run": made.run, "expires": expires, "urls": urls}, 201
+
+
+def openapi() -> ResponseReturnValue:
+    """`GET /openapi.json`: this interface, as OpenAPI describes it."""
+    return description(current_service().settings, current_runs().starts.names(), request.root_path)
+
+
+def live() -> ResponseReturnValue:
+    """`GET /health/live`: this worker answers."""
+    return {"status": "live"}
+
+
+def ready() -> ResponseReturnValue:
+    """`GET /health/ready`: this worker takes new runs, and what it has open. Else 503."""
+    current_runs().check_ready()
+    return {
+        "status": "ready",
+        "live_runs": current_runs().live,
+        "open_streams": current_service().open_connections,
+    }
+
+
+def chat(conversation: str | None = None) -> ResponseReturnValue:
+    """`GET /`, `GET /c/<conversation>`: the page, for a new conversation or for that one.
+
+    `?chain=` names another chain than `chat`, or than the first where there is no `chat`.
+    """
+    settings = current_service().settings
+    names = current_runs().starts.names()
+    chain = request.args.get("chain") or ("chat" if "chat" in names else None)
+    data = {
+        "chain": chain or next(iter(names), "chat"),
+        "conversation": conversation,
+        "conversations": url_for(".conversations"),
+        "home": url_for(".chat"),
+        "runs": url_for(".start"),
+        "max_question": settings.max_question,
+        "title": settings.title,
+    }
+    response = make_response(render_template("chat.html", data=data))
+    current_service().access.welcome(request, response)
+    return response
