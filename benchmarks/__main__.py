@@ -14,7 +14,7 @@ from typing import Any
 from .connections import connections
 from .contest import Terms
 from .fanout import fanout
-from .field import FIELD
+from .field import FIELD, Contestant, before
 from .processes import cores, raise_limits
 from .race import ceilings, race
 from .replay import replay
@@ -34,6 +34,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=_numbers, default=[1, 50, 200], help="such as 1,50,200")
     parser.add_argument("--only", default="", help="names of contestants, with commas")
+    parser.add_argument(
+        "--before",
+        type=Path,
+        help="another checkout of this project, which runs beside this one as `ours-…-before`",
+    )
     parser.add_argument("--models", default="fake,openai")
     parser.add_argument(
         "--chain",
@@ -50,11 +55,18 @@ def options() -> argparse.Namespace:
         chosen.rounds, chosen.streams, chosen.models = 1, [50], "fake"
         chosen.parts = chosen.parts or ["race"]
     unknown = set(chosen.parts) - set(PARTS) | set(filter(None, chosen.only.split(","))) - {
-        contestant.name for contestant in FIELD
+        contestant.name for contestant in _field(chosen)
     }
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     return chosen
+
+
+def _field(chosen: argparse.Namespace) -> list[Contestant]:
+    """All who can take part, each followed by what another checkout makes of it."""
+    others = {one.name: one for one in (before(chosen.before.resolve()) if chosen.before else [])}
+    pairs = ((one, others.get(f"{one.name}-before")) for one in FIELD)
+    return [one for pair in pairs for one in pair if one is not None]
 
 
 def _numbers(text: str) -> list[int]:
@@ -117,8 +129,9 @@ def main() -> None:
 
 
 def _race(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
-    only = chosen.only.split(",") if chosen.only else [one.name for one in FIELD]
-    field = [contestant for contestant in FIELD if contestant.name in only]
+    everyone = _field(chosen)
+    only = chosen.only.split(",") if chosen.only else [one.name for one in everyone]
+    field = [contestant for contestant in everyone if contestant.name in only]
     found["ceilings"] = ceilings(chosen.tokens, max(chosen.streams))
     whole, each = found["ceilings"]["whole"], found["ceilings"]["each"]
     print(

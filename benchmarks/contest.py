@@ -79,9 +79,8 @@ def serving(contestant: Contestant, env: dict[str, str]) -> Iterator[Server]:
             os.sched_setaffinity(store.pid, other)
             url = store.url
         port = free_port()
-        process = stack.enter_context(
-            Process(contestant.command(port), server_core, {**env, **OWN, "BENCH_STORE": url})
-        )
+        given = {**env, **OWN, "BENCH_STORE": url, "PYTHONPATH": str(contestant.root)}
+        process = stack.enter_context(Process(contestant.command(port), server_core, given))
         process.listening(port)
         yield Server(process, port, store)
 

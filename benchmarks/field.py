@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +15,7 @@ GUNICORN = [
     *("--worker-connections", "10000", "--backlog", "4096", "--no-control-socket"),
     *("--log-level", "error"),
 ]
-# What this project ships beside the package: its hooks, and what they set for a worker.
-OWN = ["--config", str(Path(__file__).resolve().parent.parent / "gunicorn.conf.py")]
+ROOT = Path(__file__).resolve().parent.parent
 # The fastest loop and parser that uvicorn has.
 UVICORN = [
     *(sys.executable, "-m", "uvicorn", "--loop", "uvloop", "--http", "httptools"),
@@ -38,11 +37,15 @@ class Contestant:
     needs: tuple[str, ...] = ()
     opening: tuple[tuple[str, str], ...] = ()
     over: str = ""
+    #: The checkout of this project whose code runs.
+    root: Path = ROOT
 
     def command(self, port: int) -> list[str]:
         app, bind = f"benchmarks.contestants.{self.module}:app", f"127.0.0.1:{port}"
         if self.server == "gunicorn":
-            return [*GUNICORN, *(OWN if self.store else []), "--bind", bind, app]
+            # The hooks that the project ships, and what they set for a worker.
+            own = ["--config", str(self.root / "gunicorn.conf.py")] if self.store else []
+            return [*GUNICORN, *own, "--bind", bind, app]
         return [*UVICORN, "--port", str(port), app]
 
     def request(self, chain: str) -> str:
@@ -57,6 +60,15 @@ class Contestant:
         """What it needs and is not installed; empty when it can run."""
         needs = [name for name in self.needs if importlib.util.find_spec(name) is None]
         return ", ".join(needs)
+
+
+def before(checkout: Path) -> list[Contestant]:
+    """Return this project's contestants as another checkout of it runs them."""
+    return [
+        replace(contestant, name=f"{contestant.name}-before", root=checkout)
+        for contestant in FIELD
+        if contestant.module == "ours"
+    ]
 
 
 def request(path: str, body: str = "") -> str:

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from .contest import Result
-from .field import BARE, FIELD, OURS
+from .field import BARE, OURS
 
 #: By contestant: a result for each round that it ran, or words where it did not.
 Results = dict[str, list[Result] | str]
@@ -20,17 +20,14 @@ def summary(results: Results) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     ours = results.get(OURS)
     yardstick = _middle(ours, lambda one: one.rate) if isinstance(ours, list) else 0.0
-    for contestant in FIELD:
-        got = results.get(contestant.name)
-        if got is None:
-            continue
+    for name, got in results.items():
         if isinstance(got, str):
-            rows.append({"name": contestant.name, "said": got})
+            rows.append({"name": name, "said": got})
             continue
         rate = _middle(got, lambda one: one.rate)
         rows.append(
             {
-                "name": contestant.name,
+                "name": name,
                 "rounds": len(got),
                 "tokens_per_second": rate,
                 "least": min(one.rate for one in got),
