@@ -1,4 +1,4 @@
-"""The README is true: its settings, its routes, its codes, and its first screen as it runs."""
+"""The documentation is true: settings, routes, codes, links, and the README's first screen."""
 
 from __future__ import annotations
 
@@ -24,10 +24,25 @@ from .server import ROOT, Server, environment
 from .sse import Stream
 
 README = (ROOT / "README.md").read_text()
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+#: The pages whose links are checked, by path. CONTRIBUTING.md may be missing.
+PAGES = {
+    path: path.read_text()
+    for path in [
+        *(ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+        *DOCS,
+    ]
+    if path.is_file()
+}
+
+
+def doc(name: str) -> str:
+    """Return the text of a page in docs/."""
+    return PAGES[ROOT / "docs" / f"{name}.md"]
 
 
 def blocks(language: str) -> list[str]:
-    """The fenced blocks in a language, in their order."""
+    """Return the README's fenced blocks in a language, in their order."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
@@ -35,32 +50,36 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_settings_are_listed_as_they_are() -> None:
-    _, _, rest = README.partition("<!-- settings -->\n")
+    _, _, rest = doc("settings").partition("<!-- settings -->\n")
     listed, marker, _ = rest.partition("<!-- /settings -->")
     assert marker
     assert listed.strip() == table()
 
 
 def test_a_setting_that_is_named_is_one() -> None:
-    named = set(re.findall(r"\bSTREAM_[A-Z_]+\b", README.replace("FLASK_STREAM_", "STREAM_")))
+    changelog = ROOT / "CHANGELOG.md"  # it also names settings that are gone
+    text = "\n".join(text for path, text in PAGES.items() if path != changelog)
+    named = set(re.findall(r"\bSTREAM_[A-Z_]+\b", text.replace("FLASK_STREAM_", "STREAM_")))
     assert {name for name in named if name != "STREAM_"} == {
         f"STREAM_{name.upper()}" for name in Settings.__dataclass_fields__
     }
 
 
-def test_the_codes_are_all_told_and_no_others() -> None:
-    match = re.search(r"ends with one of these codes,[^:]*:(.*?)\. Bad input", README, re.DOTALL)
-    assert match, "the list of codes is not where it was"
-    assert re.findall(r"`(\w+)`", match[1]) == [code.value for code in ErrorCode]
+def test_the_codes_are_listed_as_they_are() -> None:
+    _, _, rest = doc("errors").partition("| code | message | retryable |\n|---|---|---|\n")
+    assert rest.partition("\n\n")[0].splitlines() == [
+        f"| `{code.value}` | {code.sentence} | {'yes' if code.retryable else 'no'} |"
+        for code in ErrorCode
+    ]
 
 
 def test_the_events_are_all_told_in_their_order() -> None:
-    _, _, rest = README.partition("| event | data | |\n")
+    _, _, rest = doc("events").partition("| event | data | |\n")
     assert tuple(re.findall(r"^\| `(\w+)` \|", rest.partition("\n\n")[0], re.M)) == TYPES
 
 
 def test_the_options_of_a_chain_are_all_told() -> None:
-    _, _, rest = README.partition("| `stream.add(name, chain, …)` |")
+    _, _, rest = doc("chains").partition("| `stream.add(name, chain, …)` |")
     named = re.findall(r"^\| (`.*?) \|", rest.partition("\n\n")[0], re.M)
     told = [name for row in named for name in re.findall(r"(\w+)=", row)]
     options = signature(FlaskStream.add).parameters.values()
@@ -68,8 +87,8 @@ def test_the_options_of_a_chain_are_all_told() -> None:
 
 
 def test_every_route_is_in_the_table(site: Flask) -> None:
-    _, _, rest = README.partition("## HTTP\n")
-    rows = re.findall(r"^\| (`.*?) \|", rest.partition("\n## ")[0], re.MULTILINE)
+    _, _, rest = doc("http").partition("| Request | Result |\n")
+    rows = re.findall(r"^\| (`.*?) \|", rest.partition("\n\n")[0], re.MULTILINE)
     told = {
         (method, path)
         for row in rows
@@ -92,7 +111,60 @@ def site() -> Iterator[Flask]:
     app.extensions["flask_stream"].close()
 
 
+# Links
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def links(text: str) -> list[str]:
+    """Return the targets of a page's links to files and headings of the repository."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    found = re.findall(r"\]\(([^)\s]+)\)", prose)
+    return [target for target in found if urlsplit(target).scheme == ""]
+
+
+def broken(path: Path, text: str) -> list[str]:
+    """Return the links of a page that lead nowhere."""
+    wrong = []
+    for target in links(text):
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        known = PAGES.get(there, "")
+        if not there.exists() or (anchor and anchor not in anchors(known)):
+            wrong.append(target)
+    return wrong
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    assert broken(path, PAGES[path]) == []
+
+
+def test_a_link_that_leads_nowhere_is_found() -> None:
+    text = "[a](docs/chains.md#options) [b](docs/gone.md) [c](docs/http.md#gone) [d](#gone)"
+    assert broken(ROOT / "README.md", text) == ["docs/gone.md", "docs/http.md#gone", "#gone"]
+
+
+def test_every_page_is_linked_from_another() -> None:
+    linked = {
+        (path.parent / target.partition("#")[0]).resolve()
+        for path, text in PAGES.items()
+        for target in links(text)
+        if target.partition("#")[0] and (path.parent / target).resolve() != path
+    }
+    assert [path.name for path in DOCS if path not in linked] == []
+
+
 # Commands
+
+
+def test_the_readme_is_short() -> None:
+    """Two or three screens beside the recorded output."""
+    assert len(re.sub(r"^```console\n.*?^```$", "", README, flags=re.M | re.S).splitlines()) <= 90
 
 
 def test_the_first_screen_is_short() -> None:

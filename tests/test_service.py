@@ -220,7 +220,8 @@ stream.add("shout", lambda question: iter([question.upper()]))
 
 def test_an_app_of_ones_own_needs_none_of_our_models(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(OWN)
-    (conf,) = re.findall(r"```python\n(from gevent.*?)```", (ROOT / "README.md").read_text(), re.S)
+    deployment = (ROOT / "docs" / "deployment.md").read_text()
+    (conf,) = re.findall(r"```python\n(from gevent.*?)```", deployment, re.S)
     (tmp_path / "gunicorn.conf.py").write_text(conf)
     # The service would not start with these.
     env = environment(model="anthropic:claude", cache=tmp_path / "cache", ANTHROPIC_API_KEY="")
