@@ -169,7 +169,7 @@ def test_without_a_token_nobody_is_let_in_where_no_chain_is_public(
             for opened in (Wire, Poll):
                 with opened(server.url) as client, pytest.raises(ConnectError) as refused:
                     client.connect(auth)
-                said = "The token has expired." if auth else "Sign in to ask here."
+                said = "The token has expired." if auth else "Sign in to start a run here."
                 assert refused.value.message == said
         assert status_of(server.url, Wire, bearer("x")) == 401
         for names in TRANSPORTS:

@@ -328,7 +328,7 @@ def test_a_ticket_that_is_not_genuine_is_told_so(site: Site, provider: Provider,
         ("POST", f"/runs/{good['run']}/cancel", None),
     ):
         problem = refused(with_ticket(site, method, path, forged, body), 401, "ticket")
-        assert problem["detail"] == "The ticket is not genuine."
+        assert problem["detail"] == "The ticket is not valid."
     assert not provider.calls
 
 

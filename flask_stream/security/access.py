@@ -1,7 +1,7 @@
-"""Access: who stands before us, what they may start, and which runs are theirs.
+"""Access: who makes a request, and what that caller may start and read.
 
-Brings together where a request comes from (`origins`), who it says that it is (`identity`,
-`tickets`) and how much that one may have (`quotas`). Every transport asks here, and only here.
+Combines the rules for origins (`origins`), for identities (`identity`, `tickets`, `revocation`) and
+for limits (`quotas`). Every transport goes through this module.
 """
 
 from __future__ import annotations
@@ -35,10 +35,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who made a request: the principal whose runs these are, and from which address.
+    """The caller of a request.
 
-    `known` is whether it is somebody, and not anyone; since `issued`, until `expires`. Who comes
-    with a ticket has the one run of that ticket, and acts for whoever the ticket was made for.
+    `principal` owns the runs that the caller starts. `address` is the client's, for limits. `known`
+    is False for a caller without credentials. `carried` is True when a script sent the credential
+    (a token or a ticket), False for a cookie, which a browser sends by itself. `issued` and
+    `expires` are in seconds since the epoch. A caller with a `ticket` may use that ticket's run
+    only, and acts for the principal for whom the ticket was made.
     """
 
     principal: str
@@ -50,13 +53,13 @@ class Caller:
     ticket: OpenedTicket | None = None
 
     def check_run(self, run: str) -> None:
-        """Raise NotFound for a run that is not the ticket's own."""
+        """Raise NotFound if the caller has a ticket for another run."""
         if self.ticket is not None and self.ticket.ticket.run != run:
             raise NotFound("There is no such run.", field="run")
 
 
 class Access:
-    """The access of one app. Raises ConfigError for settings that cannot work."""
+    """The access rules of one app. Raises ConfigError for settings that cannot work."""
 
     def __init__(self, app: Flask, settings: Settings, store: Store) -> None:
         self.origins = Origins(settings.origins)
@@ -69,17 +72,17 @@ class Access:
         self._proxies = settings.proxies
         if self.origins.any:
             logger.warning(
-                "STREAM_ORIGINS is *: pages of any site may ask the chains added with "
-                "public=True, and no others"
+                "STREAM_ORIGINS is *: pages of any site may start runs of the chains that were "
+                "added with public=True"
             )
 
-    # Who
+    # Identity
 
     def visitor(self, request: Request) -> Caller:
-        """Who made this request.
+        """Return the caller of a request.
 
-        Raises Unauthorized for a token, a key or a ticket that is not, or no longer, good, and
-        Unavailable when that cannot be told.
+        Raises Unauthorized for a token, key or ticket that is not valid or has expired, and
+        Unavailable when that cannot be checked.
         """
         address = self._address(request)
         text = request.args.get("ticket")
@@ -98,58 +101,61 @@ class Access:
         return Caller(who, address, True, found.carried, found.issued, found.expires, opened)
 
     def still(self, request: Request, before: Caller) -> str | None:
-        """Why who made this request may no longer read; None if they may.
+        """Return why an open stream's caller may no longer read, as a sentence; None if it may.
 
-        For streams that stay open: a token runs out, a session is revoked, a person signs out.
+        A token may expire, a session may be revoked, and a person may sign out.
         """
         if not before.known:
             return None
         try:
             self.revocation.check(before.principal, before.issued)
-            # As a request that is made now: what was remembered of this one counts no more.
+            # In a new request context, so that nothing cached for the first one is used.
             environ = {k: v for k, v in request.environ.items() if k != "werkzeug.request"}
             with self._app.request_context(environ) as now:
                 visitor = self.visitor(now.request)
         except Unauthorized as error:
             return error.detail
         except Unavailable:
-            # Nobody is sent away because we cannot tell; but this much we can.
+            # An outage ends no stream; an expiry that is known does.
             over = before.expires is not None and time.time() >= before.expires
             return "The sign-in has expired." if over else None
         return None if visitor.principal == before.principal else "The sign-in has ended."
 
     def _address(self, request: Request) -> str:
         if not self._proxies and "X-Forwarded-For" in request.headers:
-            self._proxies = -1  # once
+            self._proxies = -1  # warn once
             logger.warning(
-                "requests come through a proxy, and are all limited as one address: "
-                "set STREAM_PROXIES to how many proxies there are"
+                "requests come through a proxy, so limits count all of them as one address: "
+                "set STREAM_PROXIES to the number of proxies"
             )
         address = request.remote_addr or ""
         try:
             found = ipaddress.ip_address(address)
         except ValueError:
-            return address or "nowhere"  # a Unix socket has none
+            return address or "nowhere"  # a Unix socket has no address
         if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
             return str(found.ipv4_mapped)
         if isinstance(found, ipaddress.IPv6Address):
-            # One subscriber has a whole /64.
+            # One subscriber usually has a whole /64 network.
             return str(ipaddress.ip_network((found, 64), strict=False))
         return str(found)
 
-    # What they may do
+    # Permissions
 
     def check_change(self, request: Request) -> None:
-        """Raise Forbidden where a foreign page's request would change something.
+        """Raise Forbidden for a request of another site's page that would change something.
 
-        Not for those who carry a token or a ticket, which no browser adds by itself.
+        A request with a token or a ticket passes: a browser adds neither by itself.
         """
         if bearer_token(request) is None and "ticket" not in request.args:
-            # Whether it may ask a public chain is looked at when it asks.
+            # Whether the page may start runs is checked when it starts one.
             self.origins.check_page(request, public=True)
 
     def check_start(self, request: Request, visitor: Caller, *, public: bool) -> None:
-        """Raise Forbidden, or Unauthorized, where this request may not start a run."""
+        """Raise Forbidden or Unauthorized if this request may not start a run.
+
+        `public` is whether the chain was added with `public=True`.
+        """
         if request.method == "GET":
             self.origins.check_script(request)
         if not visitor.carried:
@@ -157,18 +163,18 @@ class Access:
         self.check_known(visitor, public=public)
 
     def check_handshake(self, request: Request, visitor: Caller, *, public: bool) -> None:
-        """Raise Forbidden, or Unauthorized, where this WebSocket may not start runs."""
+        """Raise Forbidden or Unauthorized if this WebSocket may not start runs."""
         if not visitor.carried:
             self.origins.check_handshake(request, public=public)
         self.check_known(visitor, public=public)
 
     def check_known(self, visitor: Caller, *, public: bool) -> None:
-        """Raise Unauthorized for who is nobody, where nobody may ask."""
+        """Raise Unauthorized if the caller has no credentials and the chain requires them."""
         if not visitor.known and not public and not self._auth.open:
-            raise Unauthorized("Sign in to ask here.")
+            raise Unauthorized("Sign in to start a run here.")
 
     def welcome(self, request: Request, response: Response) -> None:
-        """Give a visitor of our own pages a session, where that is how people are known."""
+        """Set a session cookie on a page's response, if callers are known by sessions."""
         try:
             self.visitor(request)
         except Unauthorized:
@@ -179,16 +185,17 @@ class Access:
     # Tickets
 
     def issuer(self, visitor: Caller, user: str | None) -> str:
-        """Whose run a ticket made for this visitor starts: theirs, or their site's user's.
+        """Return the principal whose run a new ticket starts: the caller, or a user of its site.
 
-        Raises Unauthorized for anyone, Forbidden for who has only a ticket, and BadRequest.
+        Raises Unauthorized without credentials, Forbidden for a caller with a ticket, and
+        BadRequest for a `user` that is not a site's.
         """
         if not visitor.known:
-            raise Unauthorized("Sign in, or send an API key, to have a ticket.")
+            raise Unauthorized("Sign in, or send an API key, to get a ticket.")
         if visitor.ticket is not None:
-            raise Forbidden("A ticket makes no tickets.")
+            raise Forbidden("A ticket cannot be used to make another ticket.")
         if user is None:
             return visitor.principal
         if not visitor.principal.startswith("site:"):
-            raise BadRequest("Only a site with an API key names its users.", field="user")
+            raise BadRequest("Only a site with an API key may name a user.", field="user")
         return f"{visitor.principal}/{user}"

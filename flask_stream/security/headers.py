@@ -1,4 +1,4 @@
-"""Headers that every answer has: what a browser may do with it, and nothing beyond."""
+"""Security headers of every response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _ANCESTOR = re.compile(r"'self'|https?://[a-z0-9*_.:\[\]-]+")
 
 
 def headers(frame_ancestors: str) -> Callable[[Response], Response]:
-    """A function that gives an answer its headers. Raises ConfigError for what is no origin."""
+    """Return a function that adds the headers to a response.
+
+    `frame_ancestors` is the setting's text. Raises ConfigError for a word that is not an origin.
+    """
     ancestors = frame_ancestors.split()
     for ancestor in ancestors:
         if _ANCESTOR.fullmatch(ancestor) is None:
@@ -35,7 +38,7 @@ def headers(frame_ancestors: str) -> Callable[[Response], Response]:
     )
 
     def apply(response: Response) -> Response:
-        # A developer's own view of the same blueprint may have said it already.
+        # setdefault: a view may have set its own value.
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         response.headers.setdefault("Referrer-Policy", "no-referrer")
         response.headers.setdefault("Cache-Control", "no-store")

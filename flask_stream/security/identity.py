@@ -1,9 +1,9 @@
-"""Who asks: how a request becomes a principal.
+"""Identity: the principal of a request.
 
-A principal is the owner of runs and conversations, a text that begins with its kind:
-`session:…`, `user:…`, `site:…`. A request that says nothing of itself is `anyone`'s: such a run
-belongs to whoever has its unguessable id. `anyone:` is followed by a fingerprint of the address,
-which is for limits and gives no right to anything.
+A principal owns runs and conversations. It is text that begins with its kind: `session:…`,
+`user:…` or `site:…`. A request without credentials gets `anyone:` and a fingerprint of its address.
+The fingerprint is used for limits only and grants nothing: such a run may be read by everybody who
+has its id, which cannot be guessed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ COOKIE = "stream_session"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a request says that it is, and since and until when, in seconds since the epoch.
+    """What a request's credentials say.
 
-    `carried` is what a script put there, a token or a ticket; a cookie is sent by the browser
-    whoever asks.
+    `issued` and `expires` are in seconds since the epoch. `carried` is True for a credential that a
+    script sent, such as a token; a browser sends a cookie by itself.
     """
 
     principal: str
@@ -42,27 +42,30 @@ class Identity:
 
 
 class Auth(Protocol):
-    """One way to tell who asks."""
+    """One way to identify callers."""
 
-    #: Whether somebody whom it does not know may ask chains that are not public.
+    #: Whether a caller without credentials may use chains that are not public.
     open: bool
 
     def identify(self, request: Request) -> Identity | None:
-        """Who asks, or None for anyone. Raises Unauthorized for what is not, or no longer, true."""
+        """Return the identity, or None without credentials.
+
+        Raises Unauthorized for credentials that are not valid or have expired.
+        """
 
     def welcome(self, request: Request, response: Response, anew: bool) -> None:
-        """Give a page's visitor what the next request will be known by.
+        """Add to a page's response what identifies the next request.
 
-        `anew` is when what the visitor has counts no longer.
+        `anew` replaces an identity that is no longer valid.
         """
 
 
-#: A developer's own: a principal's id for a request, or None.
+#: A developer's own function: returns a user's id for a request, or None.
 Callback = Callable[[Request], str | int | None]
 
 
 class SessionAuth:
-    """`STREAM_AUTH=session`: an anonymous signed cookie, the same for all tabs of a browser."""
+    """`STREAM_AUTH=session`: an anonymous signed cookie, shared by all tabs of a browser."""
 
     open = True
 
@@ -92,7 +95,7 @@ class SessionAuth:
         )
 
     def _known(self, request: Request) -> tuple[str, float] | None:
-        # What is forged or too old is no session: a new one is made, and nobody is told off.
+        # A forged or expired cookie is ignored, and a new session is made.
         cookie = request.cookies.get(COOKIE)
         if not cookie:
             return None
@@ -106,7 +109,7 @@ class SessionAuth:
 
 
 class TokenAuth:
-    """`STREAM_AUTH=jwt`: a token in `Authorization: Bearer …`, whose `sub` is the principal.
+    """`STREAM_AUTH=jwt`: a token in `Authorization: Bearer …`. Its `sub` is the user's id.
 
     The algorithm is pinned; issuer, audience and an expiry are required.
     """
@@ -135,19 +138,20 @@ class TokenAuth:
             "options": {"require": ["exp", "iss", "aud", "sub"]},
         }
         if algorithm not in jwt.algorithms.get_default_algorithms() or algorithm == "none":
-            raise ConfigError("STREAM_JWT_ALGORITHM", f"is {algorithm!r}, which is none that works")
+            raise ConfigError("STREAM_JWT_ALGORITHM", f"is {algorithm!r}, which is not supported")
         if settings.jwt_key and settings.jwt_jwks:
             raise ConfigError("STREAM_JWT_KEY", "and STREAM_JWT_JWKS are both set: keep one")
         self._jwks = None
         if settings.jwt_jwks:
             if algorithm.startswith("HS"):
                 raise ConfigError(
-                    "STREAM_JWT_ALGORITHM", f"is {algorithm}, and a published key is no secret"
+                    "STREAM_JWT_ALGORITHM",
+                    f"is {algorithm}, which needs a secret key: STREAM_JWT_JWKS publishes its keys",
                 )
             try:
                 self._jwks = jwt.PyJWKClient(settings.jwt_jwks, timeout=5)
             except jwt.PyJWTError as error:
-                raise ConfigError("STREAM_JWT_JWKS", "is no http or https URL") from error
+                raise ConfigError("STREAM_JWT_JWKS", "is not an http or https URL") from error
         self._key = _usable(jwt, algorithm, settings.jwt_key)
 
     def identify(self, request: Request) -> Identity | None:
@@ -168,20 +172,21 @@ class TokenAuth:
     def _key_of(self, token: str) -> Any:
         if self._jwks is None:
             return self._key
-        self._jwt.get_unverified_header(token)  # for what is no token, no key is fetched
+        # Raises for text that is not a token, before any keys are fetched.
+        self._jwt.get_unverified_header(token)
         try:
             self._jwks.get_jwk_set()
         except (self._jwt.PyJWTError, ValueError, OSError) as error:
-            logger.error("the keys of STREAM_JWT_JWKS cannot be had: %s", error)
+            logger.error("the keys of STREAM_JWT_JWKS cannot be fetched: %s", error)
             raise Unavailable("Tokens cannot be checked right now.", retry_after=5) from error
         return self._jwks.get_signing_key_from_jwt(token).key
 
     def welcome(self, request: Request, response: Response, anew: bool) -> None:
-        """A token is had elsewhere."""
+        """Do nothing: tokens are issued elsewhere."""
 
 
 class CallbackAuth:
-    """`auth=function`: the developer's own, such as Flask-Login's user."""
+    """`auth=function`: a developer's own function, such as one that asks Flask-Login."""
 
     open = False
 
@@ -190,17 +195,17 @@ class CallbackAuth:
 
     def identify(self, request: Request) -> Identity | None:
         id = self._callback(request)
-        # Known by what the app says at this moment, whatever was said before.
+        # Issued now: the app decides anew at each request.
         if id is None or id == "":
             return None
         return Identity(_user(id), issued=time.time())
 
     def welcome(self, request: Request, response: Response, anew: bool) -> None:
-        """The app signs people in by itself."""
+        """Do nothing: the app signs people in."""
 
 
 def make_auth(settings: Settings, keys: Keys) -> Auth:
-    """What `STREAM_AUTH` names. Raises ConfigError."""
+    """Return what `STREAM_AUTH` names. Raises ConfigError."""
     if callable(settings.auth):
         return CallbackAuth(settings.auth)
     if settings.auth == "session":
@@ -211,7 +216,7 @@ def make_auth(settings: Settings, keys: Keys) -> Auth:
 
 
 def site_identity(request: Request, keys: Keys) -> Identity | None:
-    """The site whose API key a request carries. Raises Unauthorized for a key that is unknown."""
+    """Return the site whose API key a request has, or None. Raises Unauthorized for a wrong key."""
     key = bearer_token(request)
     if key is None or not key.startswith(API_KEY):
         return None
@@ -222,21 +227,21 @@ def site_identity(request: Request, keys: Keys) -> Identity | None:
 
 
 def _user(id: str | int) -> str:
-    """The principal of a user's id. Raises ValueError for one that is empty."""
+    """Return the principal of a user's id. Raises ValueError for an empty one."""
     if id == "":
         raise ValueError("a user's id is empty")
-    # Half of a surrogate pair is JSON, and no text.
+    # JSON may contain half of a surrogate pair, which UTF-8 cannot encode.
     return f"user:{id}".encode("utf-8", "replace").decode()
 
 
 def bearer_token(request: Request) -> str | None:
-    """The token of an `Authorization: Bearer …`, if there is one."""
+    """Return the token of an `Authorization: Bearer …` header, or None."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 
 
 def _usable(jwt: Any, algorithm: str, key: str | None) -> Any:
-    """The key as the algorithm wants it, once, and checked before anybody sends a token."""
+    """Return the key in the algorithm's form. Raises ConfigError at start for a wrong key."""
     if key is None:
         return None
     if algorithm.startswith("HS") and len(key.encode()) < int(algorithm[2:]) // 8:
@@ -244,4 +249,4 @@ def _usable(jwt: Any, algorithm: str, key: str | None) -> Any:
     try:
         return jwt.algorithms.get_default_algorithms()[algorithm].prepare_key(key)
     except Exception as error:  # what is raised depends on the algorithm
-        raise ConfigError("STREAM_JWT_KEY", f"is no key for {algorithm}") from error
+        raise ConfigError("STREAM_JWT_KEY", f"is not a key for {algorithm}") from error

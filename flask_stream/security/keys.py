@@ -1,8 +1,8 @@
 """Secrets: the key that signs cookies and tickets, and the API keys of other sites.
 
 The signing key is Flask's own (`SECRET_KEY`, with `SECRET_KEY_FALLBACKS` for one that is on its
-way out). Where none is set, one is made and kept in the instance folder, for this user alone and
-the same for all workers.
+way out). Without one, a key is made and kept in the instance folder. Only this user can read that
+file, and all workers use it.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from itsdangerous import URLSafeTimedSerializer
 
 from ..errors import ConfigError
 
-#: What every API key begins with, so that it is told from a token, and found where it leaked.
+#: Every API key begins with this. It tells a key from a token, and helps to find leaked keys.
 API_KEY = "fsk_"
 FILE = "secret_key"
 
 
 class Keys:
-    """The secrets of one app. The signing key is looked for when it is first needed."""
+    """The secrets of one app. The signing key is read when it is first needed."""
 
     def __init__(self, app: Flask, api_keys: str) -> None:
         self._app = app
         fallbacks = app.config.get("SECRET_KEY_FALLBACKS") or []
         if not isinstance(fallbacks, list | tuple):
-            raise ConfigError("SECRET_KEY_FALLBACKS", 'is no list, such as ["an old key"]')
+            raise ConfigError("SECRET_KEY_FALLBACKS", 'is not a list, such as ["an old key"]')
         for name, key in [("SECRET_KEY", app.secret_key or ""), *_named(fallbacks)]:
             if not isinstance(key, str | bytes):
-                raise ConfigError(name, "is no text: quote it, if it is all digits")
+                raise ConfigError(name, "is not text: quote it if it is all digits")
         self._made: str | None = None
         self._sites = dict(_site(word) for word in api_keys.split())
 
     def check(self) -> None:
-        """Raise ConfigError when there is no signing key, and none can be made."""
+        """Raise ConfigError if there is no signing key and none can be made."""
         if not self._app.secret_key:
             self._own()
 
     def serializer(self, salt: str) -> URLSafeTimedSerializer:
-        """Signs for one purpose: what it has signed says nothing under another salt.
+        """Return a serializer for one purpose: its signatures are not valid under another salt.
 
-        Raises ConfigError when there is no key, and none can be made.
+        Raises ConfigError if there is no key and none can be made.
         """
         app = self._app
         key = app.secret_key or self._own()
         fallbacks = app.config.get("SECRET_KEY_FALLBACKS") or []
-        # The last one signs.
+        # itsdangerous signs with the last key and accepts all of them.
         return URLSafeTimedSerializer(
             [*reversed(fallbacks), key], salt=f"flask_stream.{salt}", signer_kwargs=_SIGNER
         )
 
     def fingerprint(self, text: str) -> str:
-        """The same for the same text, and of no use without the key: 16 hexadecimal digits."""
+        """Return 16 hexadecimal digits for a text. They reveal nothing without the key."""
         key = self._app.secret_key or self._own()
         raw = key.encode() if isinstance(key, str) else key
         return hmac.new(raw, text.encode(), sha256).hexdigest()[:16]
@@ -69,26 +69,30 @@ class Keys:
         return self._made
 
     def site(self, key: str) -> str | None:
-        """The name of the site whose API key this is, or None."""
+        """Return the name of the site with this API key, or None."""
         given = digest(key)
         found = None
-        for known, name in self._sites.items():  # all of them, however soon one fits
+        # Compare all of them: the time must not depend on which one matches.
+        for known, name in self._sites.items():
             if hmac.compare_digest(known, given):
                 found = name
         return found
 
 
 def new_api_key() -> str:
-    """A fresh API key, of 256 random bits."""
+    """Return a new API key of 256 random bits."""
     return API_KEY + secrets.token_urlsafe(32)
 
 
 def digest(key: str) -> str:
-    """How an API key is kept. It has more random bits than anybody can try: no salt, no rounds."""
+    """Return the hash under which an API key is kept.
+
+    A random key of 256 bits needs neither a salt nor a slow hash.
+    """
     return sha256(key.encode()).hexdigest()
 
 
-#: Flask's default digest is SHA-1; this is for longer than a page's session.
+#: SHA-256, where the default is SHA-1.
 _SIGNER = {"key_derivation": "hmac", "digest_method": sha256}
 
 
@@ -97,25 +101,25 @@ def _named(fallbacks: Iterable[object]) -> list[tuple[str, object]]:
 
 
 def is_site(name: str) -> bool:
-    """Whether that can be the name of a site."""
+    """Return whether `name` can be the name of a site."""
     return re.fullmatch(r"[a-z0-9_.-]{1,64}", name) is not None
 
 
 def _site(word: str) -> tuple[str, str]:
     name, colon, kept = word.partition(":")
     if not colon or word.startswith(API_KEY):
-        # It may well be a key, and is not repeated here.
-        raise ConfigError("STREAM_API_KEYS", "has a word that is not name:hash")
+        # The word may be a key, so the message does not repeat it.
+        raise ConfigError("STREAM_API_KEYS", "has an entry that is not name:hash")
     if not is_site(name) or not re.fullmatch("[0-9a-f]{64}", kept):
         raise ConfigError(
             "STREAM_API_KEYS",
-            f"has {name!r} with something that is no hash: `flask stream key <name>` makes both",
+            f"has {name!r} with a value that is not a hash: `flask stream key <name>` makes both",
         )
     return kept, name
 
 
 def _kept(path: Path) -> str:
-    """The key in this file, made by whoever comes first."""
+    """Return the key in this file. The first worker makes it."""
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +129,7 @@ def _kept(path: Path) -> str:
             ) as file:
                 file.write(secrets.token_hex(32))
             try:
-                os.link(fresh, path)  # whole or not at all, and only once
+                os.link(fresh, path)  # atomic: the file appears whole, and only once
             except FileExistsError:
                 pass
             finally:
@@ -133,8 +137,8 @@ def _kept(path: Path) -> str:
         key = path.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            "SECRET_KEY", f"is not set, and none can be kept in the instance folder: {error}"
+            "SECRET_KEY", f"is not set, and no key can be kept in the instance folder: {error}"
         ) from error
     if len(key) < 32:
-        raise ConfigError("SECRET_KEY", "is not set, and the file in the instance folder has none")
+        raise ConfigError("SECRET_KEY", f"is not set, and the file {FILE} holds no key")
     return key

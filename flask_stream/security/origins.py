@@ -1,9 +1,10 @@
-"""Which pages may ask: this site's own, those of listed origins, and programs that are no page.
+"""Origins: which pages may start runs.
 
-CORS keeps a foreign page from reading an answer. It does not keep it from asking, and asking is
-what costs money: an image, a prefetch or a form of any site reaches the view. So whoever starts
-a run is looked at before: by what the browser says of the request (`Sec-Fetch-*`), which no page
-can forge, and where it says nothing (plain http, old browsers) by its `Origin`.
+Pages of this site and of the listed origins may, and so may programs that are not web pages. CORS
+keeps another site's page from reading an answer. It does not keep the page from sending the
+request, and the request is what costs money: an image, a prefetch or a form of any site reaches the
+view. So each start is checked first: by the browser's `Sec-Fetch-*` headers, which a page cannot
+forge, and where the browser sends none (plain http, old browsers) by `Origin`.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from flask_cors import CORS
 
 from ..errors import ConfigError, Forbidden
 
-#: As a browser writes it, or it would never match: in lower case, and nothing after it.
+#: An origin as browsers write it: in lower case, without a path. Others would never match.
 _ORIGIN = re.compile(r"https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
-#: How browsers say that they fetch something that nobody has asked for yet.
+#: Headers by which browsers mark a prefetch.
 _AHEAD = ("Sec-Purpose", "Purpose", "X-Moz", "X-Purpose")
-_REFUSED = "This site's pages may not ask here. See STREAM_ORIGINS."
+_REFUSED = "Pages of this site may not start runs here. See STREAM_ORIGINS."
 
 
 class Origins:
-    """The origins in a setting's text. Raises ConfigError for what is no origin."""
+    """The origins in a setting's text. Raises ConfigError for a word that is not an origin."""
 
     def __init__(self, setting: str) -> None:
         words = setting.split()
-        #: Whether pages of any site may ask the chains that were added with `public=True`.
+        #: Whether pages of any site may use the chains that were added with `public=True`.
         self.any = "*" in words
         self.listed = frozenset(word for word in words if word != "*")
         for origin in self.listed:
@@ -39,10 +40,10 @@ class Origins:
                 )
 
     def check_page(self, request: Request, *, public: bool = False) -> None:
-        """Raise Forbidden for a request that a page has made which may not ask.
+        """Raise Forbidden for a request of a page that is neither ours nor of a listed origin.
 
-        For whatever changes or costs something. `public` opens it to any site's pages, where
-        the setting is `*`.
+        For every request that changes or costs something. With `public`, pages of any site pass
+        where the setting is `*`.
         """
         origin = request.headers.get("Origin")
         if origin in self.listed or (public and self.any):
@@ -51,15 +52,15 @@ class Origins:
         if site is not None:
             own = site == "same-origin"
         else:
-            # No browser's, or a browser's that does not say: a page's POST has its Origin.
+            # A program, or a browser without Sec-Fetch headers: its POST has an Origin.
             own = origin is None or origin == request.host_url.rstrip("/")
         if not own:
             raise Forbidden(_REFUSED)
 
     def check_handshake(self, request: Request, *, public: bool = False) -> None:
-        """Raise Forbidden for a WebSocket that a page wants to open which may not.
+        """Raise Forbidden for a WebSocket of a page that may not connect.
 
-        A browser sends cookies and the `Origin` with it, and says nothing else of where it is from.
+        With a WebSocket, a browser sends cookies and `Origin`, and no `Sec-Fetch-*` headers.
         """
         origin = request.headers.get("Origin")
         own = origin is None or origin == request.host_url.rstrip("/")
@@ -67,17 +68,17 @@ class Origins:
             raise Forbidden(_REFUSED)
 
     def check_script(self, request: Request) -> None:
-        """Raise Forbidden for a GET that is not a script's own `fetch` or `EventSource`.
+        """Raise Forbidden for a GET that is not a script's `fetch` or `EventSource`.
 
-        An image, a frame, a prefetch and an address that somebody clicks on are GETs as well,
-        and whoever gets a person to make one would be asking in that person's name.
+        Images, frames, prefetches and links send GETs too. Another site could use one of them to
+        start a run in a visitor's name.
         """
         headers = request.headers
         kind, mode = headers.get("Sec-Fetch-Dest"), headers.get("Sec-Fetch-Mode")
         own = kind in (None, "empty") and mode in (None, "cors", "same-origin")
         if own and (kind is None or mode is None):
             own = any(kind == "text/event-stream" for kind, _ in request.accept_mimetypes)
-        # A prefetch has no destination, either.
+        # A prefetch has no destination either.
         own = own and not any(name in headers for name in _AHEAD)
         if not own:
             raise Forbidden(
@@ -86,13 +87,13 @@ class Origins:
             )
 
     def protect(self, blueprint: Blueprint) -> None:
-        """Have every answer say who may read it: the listed origins, exactly, and no other."""
+        """Add CORS headers to every response: the listed origins may read it, and no others."""
         if self.any or self.listed:
             CORS(
                 blueprint,
-                # Not as texts: some of those would be taken for patterns, and none to the letter.
+                # flask-cors takes some texts for patterns, and ignores case: pass exact patterns.
                 origins="*" if self.any else [_exactly(one) for one in sorted(self.listed)],
-                # A wildcard goes without cookies, always.
+                # CORS does not allow a wildcard with credentials.
                 supports_credentials=not self.any,
                 send_wildcard=self.any,
                 always_send=False,
@@ -104,11 +105,11 @@ class Origins:
 
 
 def _exactly(origin: str) -> re.Pattern[str]:
-    # flask-cors asks without regard to case, where origins have none but small letters.
+    # flask-cors compiles patterns to ignore case; `(?-i:…)` switches that off.
     return re.compile(f"(?-i:{re.escape(origin)})\\Z")
 
 
 def vary(response: Response) -> Response:
-    # Also where no origin is listed: a cache must not carry an answer over to the day when one is.
+    # Even if no origin is listed now: a cache may keep the response until one is.
     response.vary.add("Origin")
     return response

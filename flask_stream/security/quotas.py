@@ -1,9 +1,7 @@
-"""How much: starts and tokens over time, and what may be open at once.
+"""Quotas: tokens per day, and how many streams and uploads may be open at once.
 
-Starts are counted by `limits`, the engine of Flask-Limiter, in Redis or Valkey where the store is
-there, else in each worker. (Flask-Limiter itself counts requests; over a WebSocket one request
-starts many runs, and an app may have a Flask-Limiter of its own.) Open streams are counted in each
-worker, since each has its own room. Live runs are counted by the store itself, as it creates them.
+Starts over time are counted in `start_limits`. Open streams and uploads are counted per worker,
+because each worker has its own capacity. Live runs are counted by the store when it creates them.
 """
 
 from __future__ import annotations
@@ -24,15 +22,15 @@ from .start_limits import StartLimits
 logger = logging.getLogger(__name__)
 
 DAY = 86_400
-#: Connections that a worker keeps for health checks, starts and Stop, however many streams it has.
+#: Connections that a worker keeps free of streams: for health checks, starts and cancels.
 SPARE = 100
 
-#: Documents that may come in at once: each is in memory until it is read, one after the other.
+#: Uploads at once, per worker and per address. Each is in memory until it is read.
 UPLOADS, UPLOADS_PER_ADDRESS = 16, 4
 
 
 class Quotas:
-    """The limits of one app. Raises ConfigError for one that cannot be kept."""
+    """The quotas of one app. Raises ConfigError for a limit that cannot be enforced."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
@@ -45,42 +43,42 @@ class Quotas:
         self._lock = threading.Lock()
 
     def fit(self, connections: int) -> None:
-        """Keep open streams below what the server's worker can hold, with room for the rest."""
+        """Keep open streams below the worker's number of connections, with some to spare."""
         room = max(1, connections - min(SPARE, connections // 10 + 1))
         self._worker = min(self._worker or room, room)
 
     def start(self, principal: str, address: str) -> None:
-        """Count the start of a run. Raises TooMany, or Unavailable when it cannot be counted."""
+        """Count the start of a run. Raises TooManyRequests, or Unavailable if that fails."""
         budget = self._settings.daily_tokens
         with unavailable_on_store_error(
             "no run can be started", "Answers cannot be stored right now."
         ):
             if budget and self._store.count(_today(principal), 0, DAY) >= budget:
                 left = DAY - int(time.time()) % DAY
-                raise TooManyRequests("Today's tokens are used up.", retry_after=left)
+                raise TooManyRequests("You have used all tokens of today.", retry_after=left)
         self._starts.hit(principal, address)
 
     def spent(self, principal: str, tokens: int) -> None:
-        """Take tokens off today's budget. Raises StoreError."""
+        """Add tokens to what the principal has used today. Raises StoreError."""
         if self._settings.daily_tokens and tokens > 0:
-            # A day more: it is asked for until midnight, and began at any hour.
+            # Two days: the counter may begin at any hour, and is read until midnight.
             self._store.count(_today(principal), tokens, 2 * DAY)
 
     def most(self, principal: str) -> int:
-        """How many live runs a principal may have; 0 for any number."""
+        """Return how many live runs a principal may have; 0 means any number."""
         settings = self._settings
         return settings.max_runs_per_address if is_anonymous(principal) else settings.max_runs
 
     def sit(self, principal: str, address: str) -> StreamSlot:
-        """A place for one more open stream. Raises TooMany, or Unavailable in a full worker."""
+        """Reserve one open stream. Raises TooManyRequests, or Unavailable in a full worker."""
         settings = self._settings
         keys = {f"address {address}": settings.max_streams_per_address}
         if not is_anonymous(principal):
             keys[f"principal {principal}"] = settings.max_streams
         with self._lock:
             if self._worker and self._seats >= self._worker:
-                logger.warning("%d streams are open: this worker takes no more", self._seats)
-                raise Unavailable("Too many streams are open here.", retry_after=5)
+                logger.warning("%d streams are open, which is this worker's limit", self._seats)
+                raise Unavailable("This server has too many open streams.", retry_after=5)
             for key, most in keys.items():
                 if most and self._open[key] >= most:
                     raise TooManyRequests("You have too many streams open.", retry_after=10)
@@ -90,12 +88,12 @@ class Quotas:
 
     @contextmanager
     def upload(self, address: str) -> Iterator[None]:
-        """While a document comes and is read. Raises TooMany, or Unavailable in a full worker."""
+        """Reserve one upload for the block. Raises TooManyRequests, or Unavailable if full."""
         with self._lock:
             if self._uploads.total() >= UPLOADS:
-                raise Unavailable("Too many documents are coming in.", retry_after=5)
+                raise Unavailable("This server is receiving too many documents.", retry_after=5)
             if self._uploads[address] >= UPLOADS_PER_ADDRESS:
-                raise TooManyRequests("You send too many documents at once.", retry_after=5)
+                raise TooManyRequests("You are sending too many documents at once.", retry_after=5)
             self._uploads[address] += 1
         try:
             yield
@@ -104,7 +102,7 @@ class Quotas:
                 self._uploads -= Counter([address])
 
     def rise(self, keys: list[str]) -> None:
-        """Give a seat back."""
+        """Release a reserved stream."""
         with self._lock:
             self._seats -= 1
             for key in keys:
@@ -114,7 +112,7 @@ class Quotas:
 
 
 class StreamSlot:
-    """The place of one open stream; to be left once."""
+    """One reserved stream."""
 
     __slots__ = ("_keys", "_quotas")
 
@@ -123,7 +121,7 @@ class StreamSlot:
         self._keys = keys
 
     def leave(self) -> None:
-        """Give the place to somebody else. Leaving again does nothing."""
+        """Release it. A second call does nothing."""
         quotas, self._quotas = self._quotas, None
         if quotas is not None:
             quotas.rise(self._keys)

@@ -1,4 +1,9 @@
-"""How often a principal and an address may start runs."""
+"""Limits on how often a principal and an address may start runs.
+
+Starts are counted by `limits`, the library behind Flask-Limiter: in Redis or Valkey if the store is
+there, else in each worker. Flask-Limiter itself counts requests, and over a WebSocket one request
+starts many runs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class StartLimits:
-    """Starts per principal and per address."""
+    """Counts starts per principal and per address. Raises ConfigError for a wrong limit."""
 
     def __init__(self, settings: Settings) -> None:
         self._engine: Any = None
@@ -47,7 +52,7 @@ class StartLimits:
             return
         hits = [(item, "flask_stream", address) for item in self._limits["address_limit"]]
         if not is_anonymous(principal):
-            # First: what one person may not does not count for the neighbours.
+            # The principal's limit first: a refused start must not count for its address.
             own = self._limits["start_limit"]
             hits = [*((item, "flask_stream", principal) for item in own), *hits]
         try:
@@ -56,15 +61,15 @@ class StartLimits:
                     logger.info("too many starts: %s, %s", key[1], item)
                     others = [hit for hit in hits[n + 1 :] if not self._engine.test(*hit)]
                     wait = max(self._wait(*hit) for hit in [hits[n], *others])
-                    raise TooManyRequests("You ask too often.", retry_after=wait)
+                    raise TooManyRequests("You are starting runs too often.", retry_after=wait)
         except TooManyRequests:
             raise
-        except Exception as error:  # whatever the storage's client raises
+        except Exception as error:  # the storage's client decides what it raises
             logger.error("starts cannot be counted: %s", error)
-            raise Unavailable("Questions cannot be taken right now.", retry_after=2) from error
+            raise Unavailable("Runs cannot be started right now.", retry_after=2) from error
 
     def _wait(self, item: Any, *key: str) -> int:
-        """Seconds until there is room in a limit again."""
+        """Return the seconds until the limit allows another start."""
         reset: float = self._engine.get_window_stats(item, *key).reset_time
         return max(1, math.ceil(reset - time.time()))
 

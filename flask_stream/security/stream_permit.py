@@ -1,4 +1,4 @@
-"""A permit: the place of one open stream, and the right of who made the request to read on."""
+"""The permit of one open stream: its place in the quotas, and its caller's right to read on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .access import Access, Caller
 
 
 class StreamPermit:
-    """Taken when a stream opens. Raises TooMany, or Unavailable, when there is no place."""
+    """Reserves a stream for a caller. Raises TooManyRequests or Unavailable if none is free."""
 
     def __init__(self, access: Access, request: Request, visitor: Caller, recheck: float) -> None:
         self._access = access
@@ -20,7 +20,7 @@ class StreamPermit:
         self._seat = access.quotas.sit(visitor.principal, visitor.address)
 
     def due(self) -> float:
-        """When to look at it again, on the monotonic clock: in a while, or when it expires."""
+        """Return when to check the caller again, on the monotonic clock."""
         if not self._visitor.known:
             return float("inf")
         wait = self._recheck
@@ -29,9 +29,9 @@ class StreamPermit:
         return time.monotonic() + wait
 
     def refusal(self) -> str | None:
-        """Why the client may no longer read, as a sentence; None if it may."""
+        """Return why the client may no longer read, as a sentence; None if it may."""
         return self._access.still(self._request, self._visitor)
 
     def leave(self) -> None:
-        """Give the place to somebody else."""
+        """Release the reserved stream."""
         self._seat.leave()

@@ -1,8 +1,8 @@
 """Tickets: a signed, short-lived right to start one run, and to read and cancel it.
 
-For an `EventSource`, which sends no headers, and for pages of other sites, which have no session
-here. A ticket names its run, so using it twice is attaching to what it has started: the browser's
-own reconnect works, and whoever gets hold of it can make nobody pay for another answer.
+A ticket is for an `EventSource`, which cannot send headers, and for pages of other sites, which
+have no session here. It contains the id of its run, so a second use attaches to the run that the
+first one started. A browser can reconnect with it, and a stolen ticket cannot start a second run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .keys import Keys
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What a ticket says: whose run it is, of which chain, and where it belongs."""
+    """The content of a ticket: the run, its chain, its principal, and its place."""
 
     run: str
     chain: str
@@ -29,7 +29,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class OpenedTicket:
-    """A genuine ticket, and whether it may still start its run."""
+    """A valid ticket. `fresh` is whether it may still start its run; times are epoch seconds."""
 
     ticket: Ticket
     fresh: bool
@@ -38,7 +38,10 @@ class OpenedTicket:
 
 
 class Tickets:
-    """Issues tickets that start a run within `age` seconds and read it for `reach` more."""
+    """Issues and opens tickets.
+
+    A ticket may start its run for `age` seconds, and read it for `reach` seconds more.
+    """
 
     def __init__(self, keys: Keys, age: float, reach: float) -> None:
         self._keys = keys
@@ -46,12 +49,12 @@ class Tickets:
         self._reach = reach
 
     def issue(self, ticket: Ticket) -> tuple[str, float]:
-        """The ticket as text, fit for a URL, and until when it may start its run."""
+        """Return the ticket as URL-safe text, and when it expires, in seconds since the epoch."""
         said = {name: value for name, value in asdict(ticket).items() if value is not None}
         return str(self._keys.serializer("ticket").dumps(said)), int(time.time()) + self._age
 
     def open(self, text: str) -> OpenedTicket:
-        """What the ticket says. Raises Unauthorized for one that is not genuine, or too old."""
+        """Return the content of a ticket. Raises Unauthorized if it is forged or has expired."""
         try:
             said, issued = self._keys.serializer("ticket").loads(
                 text, max_age=int(self._age + self._reach), return_timestamp=True
@@ -59,7 +62,7 @@ class Tickets:
         except SignatureExpired as error:
             raise Unauthorized("The ticket has expired.", field="ticket") from error
         except BadSignature as error:
-            raise Unauthorized("The ticket is not genuine.", field="ticket") from error
+            raise Unauthorized("The ticket is not valid.", field="ticket") from error
         since = issued.timestamp()
         until = since + self._age
         return OpenedTicket(Ticket(**said), time.time() < until, since, until + self._reach)
