@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_stream.chains import document_search as documents_index
+from flask_stream.chains import document_search
 from flask_stream.chains.document_search import DocumentIndex, passages
 from flask_stream.chains.tools import calculator, search_in, time_in
 from flask_stream.errors import ConfigError
@@ -249,7 +249,7 @@ def test_a_reading_that_failed_leaves_nothing_twice(
             raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(documents_index, "passages", failing)
+        patch.setattr(document_search, "passages", failing)
         with pytest.raises(MemoryError):
             index.search("tiles")
     assert len(index.search("tiles roses green")) == 3
@@ -303,20 +303,20 @@ _HELD = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from flask_stream.concurrency import tasks
-from flask_stream.chains import documents_index
-from flask_stream.chains.documents_index import Index
+from flask_stream.chains import document_search
+from flask_stream.chains.document_search import DocumentIndex
 
 signal.alarm(20)
 held, go_on = os.pipe()
-reading, passages = [], documents_index.passages
+reading, passages = [], document_search.passages
 
 def wait(text, title):
     reading.append(title)
     assert os.read(held, 1)
     return passages(text, title)
 
-documents_index.passages = wait
-index, found = Index(Path(sys.argv[1])), []
+document_search.passages = wait
+index, found = DocumentIndex(Path(sys.argv[1])), []
 search = lambda: found.append(index.search("roses"))
 
 def until(there):
@@ -350,7 +350,7 @@ assert index.search("roses")
 """
 
 _FORKED = """
-documents_index.passages = passages
+document_search.passages = passages
 child = os.fork()
 search()
 assert len(found[0]) == 1

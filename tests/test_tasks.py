@@ -26,12 +26,18 @@ from .server import ROOT
 PREFACE = """
 from gevent import monkey
 monkey.patch_all()
+import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from flask_stream.concurrency import tasks
 
 said = []
+
+def walk_the_heap(*_):
+    raise AssertionError("the heap was walked")
+
+gc.get_objects = gc.get_referrers = walk_the_heap
 
 def waiting(name, seconds=30):
     try:
@@ -41,6 +47,12 @@ def waiting(name, seconds=30):
     except tasks.Interrupted:
         said.append(name + " interrupted")
         raise
+
+def quiet(name):
+    try:
+        waiting(name)
+    except tasks.Interrupted:
+        pass
 
 def started(target, *names):
     task = tasks.start_task(target, "task")
@@ -111,19 +123,17 @@ def test_who_does_not_leave_is_told_again() -> None:
 
 
 def test_many_that_leave_at_once_are_looked_after_together() -> None:
-    """Each look goes through every object there is: one for all of them, not one for each."""
+    """Each search looks at every greenlet: there is one for all tasks, not one for each."""
     said = greenlets("""
-        import gc
-
-        looks = 0
-        get_objects = gc.get_objects
+        searches = 0
+        tracked = tasks.greenlets.tracked
 
         def counted():
-            global looks
-            looks += 1
-            return get_objects()
+            global searches
+            searches += 1
+            return tracked()
 
-        gc.get_objects = counted
+        tasks.greenlets.tracked = counted
         all = [tasks.start_task(lambda: waiting("one"), "one") for _ in range(400)]
         time.sleep(0.5)
         for task in all:
@@ -132,9 +142,175 @@ def test_many_that_leave_at_once_are_looked_after_together() -> None:
         for task in all:
             assert task.join(20)
         time.sleep(0.5)
-        assert looks < 100, looks
+        assert searches < 100, searches
     """)
     assert said.count("one interrupted") == 400
+
+
+#: Ways in which a chain has work done elsewhere: each waits in "a" and "b" at the same time.
+BRANCHES = {
+    "an executor that is older than the task": """
+        shared = ThreadPoolExecutor(2)
+        list(shared.map(time.sleep, [0.1, 0.1]))
+
+        def work():
+            each = [shared.submit(copy_context().run, waiting, name) for name in ("a", "b")]
+            waiting("task")
+    """,
+    "an executor that another task has started": """
+        shared = ThreadPoolExecutor(2)
+        first = tasks.start_task(lambda: list(shared.map(time.sleep, [0.1, 0.1])), "first")
+        assert first.join(5)
+
+        def work():
+            each = [shared.submit(copy_context().run, waiting, name) for name in ("a", "b")]
+            waiting("task")
+    """,
+    "executors within an executor": """
+        def within(name):
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(copy_context().run, waiting, name).result()
+
+        def work():
+            with ThreadPoolExecutor(2) as pool:
+                for name in ("a", "b"):
+                    pool.submit(copy_context().run, within, name)
+    """,
+    "a plain executor within LangChain's": """
+        from langchain_core.runnables.config import ContextThreadPoolExecutor
+
+        def within(name):
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(copy_context().run, waiting, name).result()
+
+        def work():
+            with ContextThreadPoolExecutor(2) as pool:
+                list(pool.map(within, ["a", "b"]))
+    """,
+    "greenlets of its own": """
+        import gevent
+
+        def work():
+            for name in "ab":
+                gevent.spawn(copy_context().run, quiet, name)
+            waiting("task")
+    """,
+    "a queue that greenlets older than the task work off": """
+        import gevent, gevent.queue
+
+        queue = gevent.queue.Queue()
+        workers = [gevent.spawn(lambda: queue.get()()) for _ in "ab"]
+        time.sleep(0.1)
+
+        def work():
+            for name in "ab":
+                context = copy_context()
+                queue.put(lambda context=context, name=name: context.run(quiet, name))
+            waiting("task")
+    """,
+    "RunnableParallel": """
+        from langchain_core.runnables import RunnableLambda, RunnableParallel
+
+        chain = RunnableParallel(
+            a=RunnableLambda(lambda _: waiting("a")), b=RunnableLambda(lambda _: waiting("b"))
+        )
+
+        def work():
+            list(chain.stream("x"))
+    """,
+    "RunnableLambda.batch": """
+        from langchain_core.runnables import RunnableLambda
+
+        def work():
+            RunnableLambda(waiting).batch(["a", "b"])
+    """,
+    "retrievers beside each other": """
+        from langchain_core.retrievers import BaseRetriever
+        from langchain_core.runnables import RunnableParallel
+
+        class Waiting(BaseRetriever):
+            name: str
+
+            def _get_relevant_documents(self, query, *, run_manager):
+                waiting(self.name)
+                return []
+
+        def work():
+            RunnableParallel(a=Waiting(name="a"), b=Waiting(name="b")).invoke("x")
+    """,
+    "tools of one message": """
+        from langchain_core.messages import AIMessage
+        from langchain_core.tools import tool
+        from langgraph.graph import START, MessagesState, StateGraph
+        from langgraph.prebuilt import ToolNode
+
+        @tool
+        def wait(name: str) -> str:
+            "Wait."
+            waiting(name)
+            return name
+
+        graph = StateGraph(MessagesState)
+        graph.add_node("tools", ToolNode([wait]))
+        graph.add_edge(START, "tools")
+        graph = graph.compile()
+        calls = [{"name": "wait", "args": {"name": n}, "id": n, "type": "tool_call"} for n in "ab"]
+
+        def work():
+            list(graph.stream({"messages": [AIMessage("", tool_calls=calls)]}))
+    """,
+    "a fan-out by Send": """
+        from typing import TypedDict
+        from langgraph.graph import START, StateGraph
+        from langgraph.types import Send
+
+        class State(TypedDict):
+            name: str
+
+        graph = StateGraph(State)
+        graph.add_node("wait", lambda state: waiting(state["name"]))
+        graph.add_conditional_edges(START, lambda _: [Send("wait", {"name": n}) for n in "ab"])
+        graph = graph.compile()
+
+        def work():
+            list(graph.stream({"name": "x"}))
+    """,
+}
+
+
+def test_branches_are_found_without_walking_the_heap() -> None:
+    """All of them in one process: what takes time is to import LangChain."""
+    after = """
+        said.clear()
+        task = started(work, "a", "b")
+        assert task.interrupt()
+        assert task.join(10), said
+        until = time.monotonic() + 10
+        while not {"a interrupted", "b interrupted"} <= {*said}:
+            assert time.monotonic() < until, said
+            time.sleep(0.01)
+        assert not {"a slept", "b slept"} & {*said}
+        done.append(case)
+    """
+    script = "done = []\n"
+    for name, before in BRANCHES.items():
+        script += f"case = {name!r}\n{textwrap.dedent(before)}{textwrap.dedent(after)}"
+    said = greenlets(f"{script}said[:] = done\n")
+    assert said == [*BRANCHES]
+
+
+def test_greenlets_that_have_ended_are_forgotten() -> None:
+    said = greenlets("""
+        before = len(tasks.greenlets.tracked())
+        for _ in range(100):
+            task = tasks.start_task(lambda: None, "task")
+            assert task.join(5)
+        del task
+        gc.collect()
+        assert len(tasks.greenlets.tracked()) <= before + 1, tasks.greenlets.tracked()
+        said.append("counted")
+    """)
+    assert said == ["counted"]
 
 
 def test_what_is_shielded_is_not_left_half_done() -> None:

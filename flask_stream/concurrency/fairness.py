@@ -6,30 +6,30 @@ import threading
 import time
 from collections import deque
 
-from .tasks import uses_greenlets
+from .greenlets import uses_greenlets
 
-_line: deque[threading.Lock] = deque()
+_queue: deque[threading.Lock] = deque()
 
 
 def yield_control() -> None:
-    """Let everybody else do what they have to do, then go on.
+    """Let other greenlets and threads run, then return.
 
-    For work that never waits by itself. `time.sleep(0)` is not enough under gevent: those who
-    slept for nothing are all resumed before sockets are looked at again. Here they stand in a
-    line, and the first of it goes on after a whole round of the loop.
+    Call it in work that never waits by itself. `time.sleep(0)` is not enough under gevent: it
+    resumes all callers before it looks at sockets again. Here the callers form a queue, and each
+    one resumes after a whole turn of the loop.
     """
     if not uses_greenlets():
-        time.sleep(1e-6)  # threads take turns by themselves
+        time.sleep(1e-6)  # the operating system switches threads by itself
         return
-    me = threading.Lock()
-    me.acquire()
-    _line.append(me)
+    turn = threading.Lock()
+    turn.acquire()
+    _queue.append(turn)
     try:
-        if _line[0] is not me:
-            me.acquire()
+        if _queue[0] is not turn:
+            turn.acquire()
         time.sleep(1e-6)
     finally:
-        first = _line[0] is me
-        _line.remove(me)
-        if first and _line:
-            _line[0].release()
+        first = _queue[0] is turn
+        _queue.remove(turn)
+        if first and _queue:
+            _queue[0].release()

@@ -8,35 +8,33 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 
-from .tasks import uses_greenlets
+from .greenlets import native_thread_pool, uses_greenlets
 
 P = ParamSpec("P")
-
-
 T = TypeVar("T")
 
 
 class NativeThread:
-    """Runs functions one after another on a thread that the operating system knows.
+    """Runs functions one after another on a thread of the operating system.
 
-    For calls that block without gevent's knowledge: while one runs, other greenlets do, too.
-    The thread starts with the first call, so it may be made before a fork. Under gevent it is
-    called from the greenlets of one thread, else from any thread.
+    Use it for calls that block without gevent's knowledge: other greenlets run meanwhile. The
+    thread starts with the first call, so an instance can be made before a fork. Under gevent,
+    `call` is for the greenlets of one thread; elsewhere, for any thread.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._closed = False
-        # gevent's or the standard library's: one thread each, started by what it is given.
+        # gevent's or the standard library's: each starts its one thread when it gets work.
         self._pool: Any = None
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `function` returns, or raises, on the thread.
+        """Run `function` on the thread, and return or raise what it does.
 
-        A caller that is interrupted leaves; the function runs to its end. Raises RuntimeError
-        when the thread is closed.
+        If the caller is interrupted, the function still runs to its end. Raises RuntimeError when
+        the thread is closed.
         """
-        pool = self._open() if self._pool is None else self._pool  # an idle one is false
+        pool = self._open() if self._pool is None else self._pool  # an idle pool is false
         work = partial(function, *args, **kwargs)
         if not uses_greenlets():
             return cast(T, pool.submit(work).result())
@@ -52,17 +50,12 @@ class NativeThread:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the thread is closed")
-            if self._pool is None and uses_greenlets():
-                # Not the hub's own pool: that one also looks up names, for everybody.
-                from gevent.threadpool import ThreadPool
-
-                self._pool = ThreadPool(1)
-            elif self._pool is None:
-                self._pool = ThreadPoolExecutor(1)
+            if self._pool is None:
+                self._pool = native_thread_pool() if uses_greenlets() else ThreadPoolExecutor(1)
             return self._pool
 
     def close(self) -> None:
-        """End the thread when it has done what it was given. It may be closed again."""
+        """End the thread after the calls it has been given. Can be called again."""
         with self._lock:
             self._closed = True
             pool, self._pool = self._pool, None

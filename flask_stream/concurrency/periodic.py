@@ -1,4 +1,4 @@
-"""What is done again and again as long as the process lives, and letting others have their turn."""
+"""Work that is repeated as long as the process lives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Calls `target` every so many seconds until it is stopped, whatever it raises."""
+    """Calls `target` every `seconds` seconds until it is stopped, whatever `target` raises."""
 
     def __init__(self, seconds: float, target: Callable[[], None], name: str) -> None:
         self._seconds = seconds
@@ -23,10 +23,12 @@ class Periodic:
         while not self._stopped.wait(self._seconds):
             try:
                 self._target()
-            except Exception:  # a fault in one look must not be the last of all looks
-                logger.exception("%s: failed, and goes on", self._thread.name)
+            except Exception:  # one failed call must not end all later ones
+                logger.exception(
+                    "%s: failed; trying again in %g s", self._thread.name, self._seconds
+                )
 
     def stop(self) -> None:
-        """Call `target` no more; a call under way is waited for."""
+        """Stop calling `target`. A call that is under way is waited for."""
         self._stopped.set()
         self._thread.join()

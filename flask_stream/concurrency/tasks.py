@@ -1,36 +1,32 @@
-"""Work in the background that can be ended from outside: the one module that names gevent.
+"""Background tasks that can be interrupted from outside.
 
-Everything else uses `threading`, which gunicorn's gevent worker turns into greenlets. What
-`threading` cannot say is "stop, wherever you are": a thread that waits for a socket cannot be
-interrupted, a greenlet can.
+A thread that waits for a socket cannot be interrupted, a greenlet can. So a task is a greenlet
+where `threading` is patched by gevent, and a plain thread elsewhere, which notices an interrupt
+when it next calls `TaskScope.check`.
 
-What a task does it may have done by others: LangChain and LangGraph run parallel branches on
-executors, in a copy of the caller's context. So a task is known by a context variable, and
-whoever goes on in its context is interrupted with it.
+LangChain and LangGraph run parallel branches on executors, in a copy of the caller's context.
+A context variable marks that context, and an interrupt reaches every greenlet that works in it,
+wherever and whenever that greenlet was started.
 """
 
 from __future__ import annotations
 
-import gc
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, Protocol
 
-from gevent import monkey
-
 from ..events import NewEvent
+from . import greenlets
+from .greenlets import uses_greenlets
 
-logger = logging.getLogger(__name__)
-
-#: Seconds between two looks for those who go on in an interrupted task's context: the first
+#: Seconds between two searches for greenlets that still work for an interrupted task: the first
 #: pause, and the longest.
-LOOK, LONGEST_LOOK = 0.005, 1.0
-#: Seconds that somebody who was interrupted has for leaving before it is interrupted again.
+FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
+#: Seconds that an interrupted greenlet has to finish before it is interrupted again.
 LEAVE = 2.0
 
 
@@ -42,16 +38,17 @@ class Task(Protocol):
     """A function that runs in the background."""
 
     def interrupt(self) -> bool:
-        """Raise `Interrupted` wherever the task is waiting; False if this cannot be done."""
+        """Raise `Interrupted` wherever the task is waiting; return False if this is impossible."""
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait up to `timeout` seconds for the task to end; whether it has."""
+        """Wait up to `timeout` seconds for the task to end; return whether it has."""
 
 
 class TaskScope:
-    """What goes on for one task, in all its greenlets and threads.
+    """What belongs to one task, in all its greenlets and threads.
 
-    `tell` is where each of them may say something while the task itself waits for them.
+    `tell` is a function with which each of them can add an event while the task itself waits for
+    them.
     """
 
     def __init__(self) -> None:
@@ -60,36 +57,35 @@ class TaskScope:
         self.noticed = -LEAVE
 
     def notice(self) -> None:
-        """The task leaves by itself: it is not interrupted before it has had time for that."""
+        """Record that the task has noticed the interrupt, so it gets time to end by itself."""
         self.noticed = time.monotonic()
 
     def check(self) -> None:
-        """Raise `Interrupted` if the task was: for places where something new would begin."""
+        """Raise `Interrupted` if the task was interrupted. Call it before new work begins."""
         if self.interrupted:
             raise Interrupted
 
 
 _scope: ContextVar[TaskScope | None] = ContextVar("scope", default=None)
-_NOBODYS = TaskScope()
 _shielded: ContextVar[bool] = ContextVar("shielded", default=False)
 
 
 def scope() -> TaskScope:
-    """That of the task for which this is done; outside of any task, one that has no end."""
+    """Return the scope of the current task; outside of any task, one that is never interrupted."""
     return _scope.get() or TaskScope()
 
 
 def pause(seconds: float) -> None:
-    """Wait so long. Raises `Interrupted` as soon as the task is, on a plain thread as well."""
-    here, until = scope(), time.monotonic() + seconds
-    while not here.interrupted and (left := until - time.monotonic()) > 0:
+    """Sleep. Raises `Interrupted` as soon as the task is interrupted, also on a plain thread."""
+    current, until = scope(), time.monotonic() + seconds
+    while not current.interrupted and (left := until - time.monotonic()) > 0:
         time.sleep(min(left, 0.1))
-    here.check()
+    current.check()
 
 
 @contextmanager
 def shield() -> Iterator[None]:
-    """Not to be interrupted within, but after it: for what must not be left half done."""
+    """Delay an interrupt until the block has ended, for work that must not be left half done."""
     token = _shielded.set(True)
     try:
         yield
@@ -119,99 +115,106 @@ class _ThreadTask:
 
 class _GreenletTask:
     def __init__(self, target: Callable[[], None], name: str) -> None:
-        import gevent
-
+        greenlets.track()
+        self.scope = TaskScope()
+        #: When each greenlet that works for this task was interrupted.
+        self.interrupted_at: dict[Any, float] = {}
+        #: Whether the latest search found a greenlet that works for this task.
+        self.at_work = True
         self._begun = False
-        self._scope = TaskScope()
-        self._told: dict[Any, float] = {}
         self._target = target
-        self._greenlet: Any = gevent.Greenlet(self._run)
-        self._greenlet.name = name
-        self._greenlet.start()
+        self.greenlet: Any = greenlets.start(self._run, name)
 
     def _run(self) -> None:
         self._begun = True
-        _scope.set(self._scope)
+        _scope.set(self.scope)
         self._target()
 
     def interrupt(self) -> bool:
         # A greenlet that is killed before its first step never runs at all, and could not even
-        # say that it was stopped: it finds out by itself instead.
-        if self._begun and not self._scope.interrupted:
-            import gevent
-
-            # A moment later: it may be about to notice by itself.
-            gevent.spawn(gevent.get_hub().loop.run_callback, _tell, [self._greenlet], [self])
-            _leaving[self] = time.monotonic()
-            _bell().set()
-            if len(_leaving) == 1:
-                gevent.spawn(_see_off)
-        self._scope.interrupted = True
+        # record that it was stopped. It checks for itself instead.
+        if self._begun and not self.scope.interrupted:
+            # Not at once: it may be about to notice by itself.
+            greenlets.start(
+                lambda: greenlets.call_in_hub(_throw, [self.greenlet], [self]), "interrupt"
+            )
+            _ending[self] = time.monotonic()
+            _more_ending().set()
+            if len(_ending) == 1:
+                greenlets.start(_interrupt_branches, "interrupt branches")
+        self.scope.interrupted = True
         return True
 
     def join(self, timeout: float | None = None) -> bool:
-        self._greenlet.join(timeout)
-        return bool(self._greenlet.ready())
+        self.greenlet.join(timeout)
+        return self.ended
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.greenlet.ready())
 
 
-#: Tasks that were interrupted and have not left, and since when.
-_leaving: dict[_GreenletTask, float] = {}
+#: Tasks that were interrupted and for which somebody still works, and when each was interrupted.
+_ending: dict[_GreenletTask, float] = {}
 
 
 @cache
-def _bell() -> Any:
-    from gevent.event import Event
-
-    return Event()
+def _more_ending() -> threading.Event:
+    return threading.Event()  # not made on import, which may come before gevent's patching
 
 
-def _see_off() -> None:
-    """Interrupt those whom interrupted tasks wait for while they leave, until all have left.
+def _interrupt_branches() -> None:
+    """Interrupt the greenlets that work for interrupted tasks, until none is left.
 
-    One look for all of them, since it goes through every object there is, and takes a tenth of
-    all time at most.
+    One search serves all tasks. It looks at every greenlet, since a worker of an executor may be
+    older than the task that it works for, and takes at most a tenth of the time.
     """
-    import gevent
-
-    pause = rest = LOOK
-    while _leaving:
-        gevent.sleep(rest)
-        _bell().wait(pause - rest)
-        _bell().clear()
-        for task in [task for task in _leaving if task._greenlet.ready()]:
-            del _leaving[task]
-        if _leaving:
+    pause = rest = FIRST_PAUSE
+    while _ending:
+        time.sleep(rest)
+        _more_ending().wait(pause - rest)
+        _more_ending().clear()
+        for task in [task for task in _ending if task.ended and not task.at_work]:
+            del _ending[task]
+        if _ending:
             began = time.monotonic()
-            # Nobody else knows those of executors. Not isinstance: it would load lazy objects.
-            found = [one for one in gc.get_objects() if issubclass(type(one), gevent.Greenlet)]
-            gevent.get_hub().loop.run_callback(_tell, found, list(_leaving))
-            rest = max(LOOK, 10 * (time.monotonic() - began))
-            # As long again as the last to come has been leaving.
-            pause = max(rest, min(began - max(_leaving.values()), LONGEST_LOOK))
+            found = greenlets.tracked()
+            greenlets.call_in_hub(_throw, found, list(_ending))
+            rest = max(FIRST_PAUSE, 10 * (time.monotonic() - began))
+            # As long again as the latest of these tasks has already taken.
+            pause = max(rest, min(began - max(_ending.values()), LONGEST_PAUSE))
 
 
-def _tell(greenlets: Iterable[Any], tasks: Iterable[_GreenletTask]) -> None:
-    # In the hub, so nobody moves between the look and the throw. A worker of an executor has
-    # the task's context only as long as it works for the task.
-    now, scopes = time.monotonic(), {task._scope: task._told for task in tasks}
-    for task in tasks:
-        task._told.setdefault(task._greenlet, task._scope.noticed)
-    for one in greenlets:
-        with suppress(ValueError):  # it runs in a thread of its own
-            context = one.gr_context or {}
-            told = scopes.get(context.get(_scope) or _NOBODYS)
-            if one.dead or told is None or context.get(_shielded):
-                continue
-            if now - told.get(one, -LEAVE) >= LEAVE:
-                told[one] = now
-                one.throw(Interrupted)
+def _throw(found: Iterable[Any], tasks: Iterable[_GreenletTask]) -> None:
+    """Raise `Interrupted` in those greenlets that work for one of the tasks.
+
+    Runs in the hub, so no greenlet moves between the look at its context and the throw. A worker
+    of an executor has the task's context only as long as it works for the task.
+    """
+    now = time.monotonic()
+    by_scope: dict[TaskScope | None, _GreenletTask] = {task.scope: task for task in tasks}
+    for task in by_scope.values():
+        task.interrupted_at.setdefault(task.greenlet, task.scope.noticed)
+        task.at_work = not task.ended
+    for greenlet in found:
+        context = greenlets.context_of(greenlet)
+        if not context:  # most greenlets have none
+            continue
+        working_for = by_scope.get(context.get(_scope))
+        if working_for is None or greenlet.dead:
+            continue
+        working_for.at_work = True
+        last = working_for.interrupted_at.get(greenlet, -LEAVE)
+        if now - last >= LEAVE and not context.get(_shielded):
+            working_for.interrupted_at[greenlet] = now
+            greenlet.throw(Interrupted)
 
 
 def start_task(target: Callable[[], None], name: str) -> Task:
     """Run `target` in the background: as a greenlet where `threading` is patched, else a thread.
 
-    `target` handles its own exceptions; `Interrupted` ends it quietly. A task that is
-    interrupted before its first step still takes it: `target` looks for that itself.
+    `target` handles its own exceptions; `Interrupted` ends it quietly. A task that is interrupted
+    before its first step still takes that step: `target` has to check for it.
     """
 
     def run() -> None:
@@ -225,6 +228,6 @@ def start_task(target: Callable[[], None], name: str) -> Task:
     return _ThreadTask(run, name)
 
 
-def uses_greenlets() -> bool:
-    """Whether what `threading` has are greenlets."""
-    return bool(monkey.is_module_patched("threading"))
+if uses_greenlets():
+    # Executors that start their workers before the first task are found, too.
+    greenlets.track()
