@@ -1,1 +1,1 @@
-"""What streaming costs, ours beside others': `python -m benchmarks`, from the repository's root."""
+"""Benchmarks of flask_stream and of other ways to stream: `python -m benchmarks`."""

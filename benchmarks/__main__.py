@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the race, viewers, connections, replay and fan-out; tables, and JSON."""
+"""`python -m benchmarks`: run the benchmarks, print tables, and write the results as JSON."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def options() -> argparse.Namespace:
 
 
 def _field(chosen: argparse.Namespace) -> list[Contestant]:
-    """All who can take part, each followed by what another checkout makes of it."""
+    """Return all contestants, each followed by its counterpart of another checkout."""
     others = {one.name: one for one in (before(chosen.before.resolve()) if chosen.before else [])}
     pairs = ((one, others.get(f"{one.name}-before")) for one in FIELD)
     return [one for pair in pairs for one in pair if one is not None]
@@ -74,7 +74,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
+    """Return the machine and the package versions of this measurement."""
     versions = {}
     for name in PACKAGES:
         try:

@@ -1,7 +1,7 @@
-"""The client: one process, one loop, and no work while the clock runs but to receive.
+"""The client: one process with one loop that does nothing but receive while the clock runs.
 
-Only what came and when is noted then. What it means is found out afterwards: every token's
-time of arrival, and whether every text is, word for word, what the model said.
+It records bytes and times only. Afterwards it computes the arrival time of every token, and
+checks every text word for word against what the model said.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Any
 from .shapes import SHAPES, Shape, tokens_of
 from .words import words
 
-#: A stream from which nothing has come for so long is given up.
+#: Seconds without data after which the client gives up.
 SILENCE = 60.0
 
 
 @dataclass(slots=True)
 class Job:
-    """Keep `streams` open at once until `total` were read, or `cap` seconds are over.
+    """Keep `streams` open at once until `total` are read or `cap` seconds have passed.
 
-    `requests` are asked in turn, each after the `opening`: what is said first, and what is waited
-    for then. Each answer has `tokens` tokens in the words of `shape`; it is over with `over`, or
-    else with the connection.
+    `requests` are sent in turn. Each follows the `opening`, a list of pairs: what to send, and
+    what to wait for. Each answer has `tokens` tokens in the format `shape`. It ends with the
+    text `over`, or with the connection if `over` is empty.
     """
 
     port: int
@@ -46,7 +46,7 @@ class Job:
 
 @dataclass(slots=True)
 class Seen:
-    """What a job saw. Times in seconds; `gap_p99` over all tokens but each stream's first."""
+    """The result of a job. Times are in seconds; `gap_p99` leaves out each stream's first token."""
 
     tokens: int
     seconds: float
@@ -74,7 +74,7 @@ class _Stream:
 
 
 def receive(job: Job) -> tuple[list[_Stream], float]:
-    """Read the streams; all that were opened, and when the first was."""
+    """Read the streams. Return all that were opened, and when the first was opened."""
     selector = selectors.DefaultSelector()
     opening = [(say.encode("latin-1"), wait.encode()) for say, wait in job.opening]
     requests = [request.encode("latin-1") for request in job.requests]
@@ -111,7 +111,7 @@ def receive(job: Job) -> tuple[list[_Stream], float]:
                         stream.says.pop()
                         selector.modify(stream.sock, selectors.EVENT_WRITE, stream)
                     continue
-                # It may have come in two parts.
+                # The text may be split over two reads.
                 if not over or over not in stream.data[-len(data) - len(over) :]:
                     continue
             stream.done = True
@@ -128,7 +128,7 @@ def receive(job: Job) -> tuple[list[_Stream], float]:
 
 
 def judge(job: Job, opened: list[_Stream], began: float) -> Seen:
-    """What was seen. A text that is not the model's makes it an error."""
+    """Return the result of a job. It is an error if a text differs from the model's."""
     said, shape = words(job.tokens), SHAPES[job.shape]
     firsts: list[float] = []
     gaps: list[float] = []
@@ -169,20 +169,20 @@ def _arrivals(stream: _Stream, said: list[str], shape: Shape) -> list[float]:
 
 
 def part(values: list[float], share: float) -> float:
-    """The value below which that share of the values is; 0 of none."""
+    """Return the value below which that share of the values lies; 0 for no values."""
     values = sorted(values)
     return values[min(int(len(values) * share), len(values) - 1)] if values else 0.0
 
 
 def main() -> None:
-    """Do the jobs that come in, one JSON object per line; two lines come out for each."""
+    """Do the jobs on stdin, one JSON object per line, and write two lines for each."""
     for line in sys.stdin:
         job = Job(**json.loads(line))
         gc.collect()
         gc.disable()
         opened, began = receive(job)
         gc.enable()
-        # Told at once: what the server goes on to use is not for what was seen.
+        # Written at once, so that the server's CPU time ends here.
         print("received", flush=True)
         answer: dict[str, Any] = asdict(judge(job, opened, began))
         print(json.dumps(answer), flush=True)

@@ -1,4 +1,4 @@
-"""What an open connection costs in memory, over each wire: idle, and reading a silent run."""
+"""The memory of an open connection over each transport: idle, and reading a silent run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .processes import memory
 from .viewers import start_run, viewer
 
 OPEN = 1000
-#: Opened before the count begins: pools and caches grow with the first few.
+#: Connections opened before the measurement, because the first few fill pools and caches.
 FIRST = 200
 ROUNDS = 3
 
@@ -24,7 +24,7 @@ _OURS = Contestant("ours", "waiting", "gunicorn", "native", store="memory")
 
 
 def connections() -> list[dict[str, Any]]:
-    """Kilobytes of the worker's RSS per open connection; medians."""
+    """Return kilobytes of the worker's RSS per open connection, as medians."""
     kinds: dict[str, Callable[[int, str], socket.socket]] = {
         "event stream of a silent run": _stream,
         "idle WebSocket": lambda port, run: _websocket(port, ""),
@@ -60,7 +60,7 @@ def _stream(port: int, run: str) -> socket.socket:
 
 
 def _websocket(port: int, run: str) -> socket.socket:
-    """A connection; if it reads, one on which the first word has come."""
+    """Return a connection. If it reads, its first word has arrived."""
     sock = _opened(port, "/ws/wait")
     if run:
         sock.sendall(said(json.dumps({"run": run, "after": 0})).encode("latin-1"))
@@ -85,7 +85,7 @@ def _opened(port: int, path: str) -> socket.socket:
     sock.sendall(handshake(path).encode())
     head = b""
     while not head.endswith(b"\r\n\r\n"):
-        piece = sock.recv(1)  # what follows is for who comes next
+        piece = sock.recv(1)  # the rest is left for the next reader
         head += piece
         if not piece or not head.startswith(b"HTTP/1.1 101 "[: len(head)]):
             raise RuntimeError(f"no WebSocket: {head.decode('utf-8', 'replace')}")

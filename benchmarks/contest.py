@@ -1,4 +1,4 @@
-"""One contestant, once: started, warmed up, measured at every number of streams, ended."""
+"""One round of one contestant: start, warm up, measure at every number of streams, stop."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .client import Job, Seen
 from .field import Contestant
 from .processes import Client, Process, cores, cpu, forget_peak, free_port, memory, settle
 
-#: Our gunicorn settings would start the embedded model, which nobody asks here.
+#: The project's own gunicorn settings would start the embedded model, which is not used here.
 OWN = {
     "FLASK_SECRET_KEY": "a key for benchmarks",
     "FLASK_STREAM_MODEL": "openai:bench",
     "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
-    # Everybody here has one address, and nobody has a limit.
+    # All clients share one address, so there must be no limits.
     "FLASK_STREAM_START_LIMIT": "",
     "FLASK_STREAM_ADDRESS_LIMIT": "",
     "FLASK_STREAM_MAX_RUNS_PER_ADDRESS": "0",
     "FLASK_STREAM_MAX_STREAMS_PER_ADDRESS": "0",
 }
-#: Streams read one after another where only one is open at once.
+#: Streams that are read one after another when only one is open at once.
 ALONE = 10
 
 
 @dataclass(slots=True)
 class Result:
-    """What one contestant did with so many streams open. CPU in seconds, memory in bytes."""
+    """One contestant's result at one number of streams. CPU in seconds, memory in bytes."""
 
     seen: Seen
     cpu: float = 0.0
@@ -47,7 +47,7 @@ class Result:
 
 @dataclass(slots=True)
 class Terms:
-    """What is the same for all. `provider` is a URL; without one the model is the fake one."""
+    """The terms that all contestants share. Without a `provider` URL the model is the fake one."""
 
     tokens: int
     streams: list[int]
@@ -58,7 +58,7 @@ class Terms:
 
 @dataclass(slots=True)
 class Server:
-    """A contestant that answers."""
+    """A contestant that is running."""
 
     process: Process
     port: int
@@ -67,7 +67,7 @@ class Server:
 
 @contextmanager
 def serving(contestant: Contestant, env: dict[str, str]) -> Iterator[Server]:
-    """Run a contestant on the server's core, its Valkey on the other. RuntimeError if it fails."""
+    """Run a contestant on the server's core and its Valkey on the other. Raises RuntimeError."""
     server_core, other = cores()
     with ExitStack() as stack:
         store = None
@@ -86,7 +86,7 @@ def serving(contestant: Contestant, env: dict[str, str]) -> Iterator[Server]:
 
 
 def run(contestant: Contestant, terms: Terms, client: Client) -> dict[int, Result]:
-    """A result for every number of streams. Raises RuntimeError when it cannot run."""
+    """Return a result for every number of streams. Raises RuntimeError if it cannot run."""
     env = {
         "BENCH_TOKENS": str(terms.tokens),
         "BENCH_CHAIN": terms.chain,
@@ -107,14 +107,14 @@ def run(contestant: Contestant, terms: Terms, client: Client) -> dict[int, Resul
             opening=list(contestant.opening),
             over=contestant.over,
         )
-        # Imports on first use, connections to the provider, the interpreter's caches.
+        # This pays for imports on first use, connections to the provider and the caches.
         warm = client.do(job)
         if warm.error:
             raise RuntimeError(f"{warm.error} ({server.process.why})")
         for streams in terms.streams:
             job.streams, job.cap = streams, terms.cap
             job.total = ALONE if streams == 1 else streams
-            # Runs that were cut go on where a lost connection is no Stop.
+            # Runs go on after the client has closed its connection, unless that stops them.
             settle(server.process.pid)
             results[streams] = _measure(server, job, client)
     return results

@@ -1,4 +1,4 @@
-"""What an event of a live run costs for each of very many viewers."""
+"""The CPU time to deliver one event of a live run to each of many viewers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OURS = Contestant("ours", "waiting", "gunicorn", "native", store="memory")
 
 
 def fanout() -> list[dict[str, Any]]:
-    """Microseconds of the worker's CPU per viewer and event, each event delivered alone."""
+    """Return microseconds of the worker's CPU per viewer and event, one event at a time."""
     with Client(cores()[1]) as client:
         cost = median(_cost(client) for _ in range(ROUNDS))
     what = f"per viewer and event, {VIEWERS:,} viewers of one live run"

@@ -1,4 +1,4 @@
-"""The field: who runs, how each is started, and what each needs."""
+"""The contestants: how each is started, and which packages it needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GUNICORN = [
     *("--log-level", "error"),
 ]
 ROOT = Path(__file__).resolve().parent.parent
-# The fastest loop and parser that uvicorn has.
+# uvicorn's fastest event loop and parser.
 UVICORN = [
     *(sys.executable, "-m", "uvicorn", "--loop", "uvloop", "--http", "httptools"),
     *("--backlog", "4096", "--no-access-log", "--log-level", "error"),
@@ -25,7 +25,7 @@ UVICORN = [
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One row: a module in `contestants`, the server that runs it, and how it is asked."""
+    """A module in `contestants`, the server that runs it, and the requests it gets."""
 
     name: str
     module: str
@@ -43,13 +43,13 @@ class Contestant:
     def command(self, port: int) -> list[str]:
         app, bind = f"benchmarks.contestants.{self.module}:app", f"127.0.0.1:{port}"
         if self.server == "gunicorn":
-            # The hooks that the project ships, and what they set for a worker.
+            # Use the settings and hooks that the project ships.
             own = ["--config", str(self.root / "gunicorn.conf.py")] if self.store else []
             return [*GUNICORN, *own, "--bind", bind, app]
         return [*UVICORN, "--port", str(port), app]
 
     def request(self, chain: str) -> str:
-        """What it is asked with. LangServe alone wants the chain's own input."""
+        """Return the request's JSON. Only LangServe takes the chain's own input."""
         if self.opening:
             return said(self.body)
         asked = '"Hello"' if chain == "model" else '{"question": "Hello"}'
@@ -57,7 +57,7 @@ class Contestant:
 
     @property
     def missing(self) -> str:
-        """What it needs and is not installed; empty when it can run."""
+        """Return the packages that are missing; empty if it can run."""
         needs = [name for name in self.needs if importlib.util.find_spec(name) is None]
         return ", ".join(needs)
 
@@ -72,7 +72,7 @@ def before(checkout: Path) -> list[Contestant]:
 
 
 def request(path: str, body: str = "") -> str:
-    """GET, or POST of some JSON. The connection closes after the answer: so its end is seen."""
+    """Return a GET, or a POST of JSON. The connection closes after the response."""
     head = f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nHost: localhost\r\n"
     head += "Accept: text/event-stream\r\n"
     if body:
@@ -85,7 +85,7 @@ _ASK = "/stream_chat?question=Hello"
 ENGINE = "/socket.io/?EIO=4&transport=websocket"
 
 BARE = "bare"
-#: The one that the others are compared with.
+#: The contestant that the others are compared with.
 OURS = "ours-redis"
 
 FIELD = (

@@ -1,4 +1,4 @@
-"""WebSocket as far as the client needs it: a handshake, small frames out, whole frames in."""
+"""The parts of WebSocket that the client needs: the handshake, small frames, whole frames."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _KEY = "AAAAAAAAAAAAAAAAAAAAAA=="
 
 
 def handshake(path: str) -> str:
-    """What opens a WebSocket."""
+    """Return the request that opens a WebSocket."""
     return (
         f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {_KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -16,13 +16,13 @@ def handshake(path: str) -> str:
 
 
 def said(text: str) -> str:
-    """A client's frame, of at most 125 characters. A mask of zeros leaves the text as it is."""
+    """Return a client's frame of at most 125 characters. A mask of zeros does not change it."""
     assert len(text) < 126
     return bytes((0x81, 0x80 | len(text), 0, 0, 0, 0)).decode("latin-1") + text
 
 
 def heard(raw: bytes, at: int = 0) -> Iterator[tuple[str, int]]:
-    """The server's texts from an offset on, each with the offset at which it was complete."""
+    """Yield the server's texts after an offset, each with the offset at which it is complete."""
     while at + 2 <= len(raw):
         first, size, start = raw[at], raw[at + 1], at + 2
         if size == 126:

@@ -1,4 +1,4 @@
-"""The chain that every contestant serves: as many tokens as wanted, as fast as it can."""
+"""The chain that every contestant serves: a number of tokens, as fast as possible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .words import words
 
 
 class FakeModel(BaseChatModel):
-    """Says the same `tokens` words each time, with a native stream of either kind.
+    """A chat model that streams the same `tokens` words each time, with or without async.
 
     It reports each token to LangChain's callbacks, as real models do.
     """
@@ -67,7 +67,7 @@ class FakeModel(BaseChatModel):
         said = words(self.tokens)
         for word in said[:-1]:
             yield ChatGenerationChunk(message=AIMessageChunk(content=word))
-        # Else LangChain adds an empty chunk of its own to say so.
+        # Without this, LangChain adds an empty last chunk.
         last = AIMessageChunk(content=said[-1], chunk_position="last")
         yield ChatGenerationChunk(message=last)
 
@@ -85,17 +85,17 @@ def _model() -> BaseChatModel:
 def _chain() -> tuple[Runnable[Any, Any], Any]:
     if os.environ.get("BENCH_CHAIN") == "model":
         return _model(), QUESTION
-    # The chain of every tutorial, and of our README.
+    # The chain of most tutorials, and of the README.
     prompt = ChatPromptTemplate.from_template("Answer in one short sentence: {question}")
     return prompt | _model() | StrOutputParser(), {"question": QUESTION}
 
 
 QUESTION = "Hello"
-#: The chain that the environment names, and what it is asked: the fake model or ChatOpenAI at
-#: the provider, between a prompt and a parser or alone.
+#: The chain that the environment selects, and its input: the fake model or ChatOpenAI, with or
+#: without a prompt and a parser.
 chain, asked = _chain()
 
 
 def text(piece: Any) -> str:
-    """The text of one piece of the chain's answer."""
+    """Return the text of one chunk of the chain's answer."""
     return piece if isinstance(piece, str) else str(piece.content)

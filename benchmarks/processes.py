@@ -1,4 +1,4 @@
-"""Processes of the benchmark: started on a core, measured through /proc, ended by their id."""
+"""The benchmark's processes: started on a core, measured through /proc, stopped by their id."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def cores() -> tuple[set[int], set[int]]:
-    """The core of the server, and that of all else; the same where there is only one."""
+    """Return the server's core and the core for everything else; the same if there is only one."""
     there = sorted(os.sched_getaffinity(0))
     return {there[0]}, {there[1] if len(there) > 1 else there[0]}
 
 
 def raise_limits() -> None:
-    """Allow this process, and those that it starts, as many files as may be."""
+    """Raise the limit on open files for this process and those that it starts."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -40,14 +40,14 @@ def free_port() -> int:
 
 
 class Process:
-    """A process on a core, in a folder of its own. What it says on stderr is kept for `why`."""
+    """A process on one core, in its own folder. Its stderr is kept for `why`."""
 
     def __init__(self, command: list[str], on: set[int], env: dict[str, str] | None = None) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="bench-")
         self._said: IO[bytes] = (Path(self.folder.name) / "stderr").open("w+b")
         self._process = subprocess.Popen(
             command,
-            # Not the repository's root, whose gunicorn.conf.py gunicorn would read.
+            # In the repository's root gunicorn would read gunicorn.conf.py.
             cwd=self.folder.name,
             env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
             stdin=subprocess.PIPE,
@@ -62,13 +62,13 @@ class Process:
 
     @property
     def why(self) -> str:
-        """The last thing it said on stderr."""
+        """Return the last line of stderr."""
         self._said.seek(0)
         lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"ended with {self._process.poll()}, without a word"
 
     def listening(self, port: int, patience: float = 30.0) -> None:
-        """Wait until it accepts connections. Raises RuntimeError when it ends instead."""
+        """Wait until it accepts connections. Raises RuntimeError if it exits instead."""
         until = time.monotonic() + patience
         while True:
             try:
@@ -80,7 +80,7 @@ class Process:
                 time.sleep(0.05)
 
     def output(self, patience: float) -> bytes:
-        """All that it writes until it ends. Raises RuntimeError when it fails."""
+        """Return all output until it exits. Raises RuntimeError if it fails."""
         try:
             out, _ = self._process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
@@ -90,13 +90,13 @@ class Process:
         return out
 
     def tell(self, line: bytes) -> None:
-        """One line in."""
+        """Write one line to stdin."""
         assert self._process.stdin is not None
         self._process.stdin.write(line + b"\n")
         self._process.stdin.flush()
 
     def answer(self) -> bytes:
-        """One line out. Raises RuntimeError when it has ended."""
+        """Read one line from stdout. Raises RuntimeError if it has exited."""
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         if not answer:
@@ -104,12 +104,12 @@ class Process:
         return answer
 
     def stop(self) -> None:
-        """End it and remove its folder."""
+        """Stop it and remove its folder."""
         self._process.terminate()
         try:
             self._process.wait(3)
         except subprocess.TimeoutExpired:
-            # A master that is killed leaves its workers: they first.
+            # The workers first: they outlive a master that is killed.
             for pid in reversed(family(self.pid)):
                 os.kill(pid, 9)
             self._process.wait()
@@ -126,13 +126,13 @@ class Process:
 
 
 class Client(Process):
-    """The client's process: jobs in, what it saw out."""
+    """The client's process: it takes jobs and returns results."""
 
     def __init__(self, on: set[int]) -> None:
         super().__init__([sys.executable, "-m", "benchmarks.client"], on)
 
     def do(self, job: Job, received: Callable[[], None] = lambda: None) -> Seen:
-        """Do a job. `received` is called when all has come, before it is judged."""
+        """Do a job. `received` is called when all data has arrived, before it is checked."""
         self.tell(json.dumps(asdict(job)).encode())
         self.answer()
         received()
@@ -140,7 +140,7 @@ class Client(Process):
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it has started."""
+    """Return a process and all its descendants."""
     found = [pid]
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -149,7 +149,7 @@ def family(pid: int) -> list[int]:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU that a process and its children have used."""
+    """Return the CPU seconds of a process and its children."""
     ticks = 0
     for each in family(pid):
         fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
@@ -158,7 +158,7 @@ def cpu(pid: int) -> float:
 
 
 def settle(pid: int, patience: float = 15.0) -> None:
-    """Wait until a process and its children do nothing, or `patience` seconds."""
+    """Wait until a process and its children are idle, at most `patience` seconds."""
     until, before = time.monotonic() + patience, cpu(pid)
     while time.monotonic() < until:
         time.sleep(0.3)
@@ -169,8 +169,8 @@ def settle(pid: int, patience: float = 15.0) -> None:
 
 
 def memory(pid: int, what: str) -> int:
-    """`VmHWM` or `VmRSS` in bytes of the largest of a process and its children."""
-    # Not the sum: a gunicorn worker shares what its master has.
+    """Return `VmHWM` or `VmRSS` in bytes, of the largest of a process and its children."""
+    # Not the sum: a gunicorn worker shares memory with its master.
     return max(_status(each, what) for each in family(pid))
 
 
@@ -182,6 +182,6 @@ def _status(pid: int, what: str) -> int:
 
 
 def forget_peak(pid: int) -> None:
-    """Let `VmHWM` begin anew at what is in use now."""
+    """Reset `VmHWM` to the memory that is in use now."""
     for each in family(pid):
         Path(f"/proc/{each}/clear_refs").write_text("5")

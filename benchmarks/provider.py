@@ -1,7 +1,7 @@
 """A scripted OpenAI-compatible provider that never waits: `python -m benchmarks.provider PORT N`.
 
-Its answer is rendered once, before the first request. `/v1/chat/completions` is written in one
-piece; `/each`, one write per token, is there to learn what the client can read at worst.
+Its answer is rendered once, before the first request. `/v1/chat/completions` sends it in one write.
+`/each` sends one write per token, to measure the client's worst case.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HEAD = (
 
 def _event(data: str) -> bytes:
     body = f"data: {data}\n\n".encode()
-    # A chunk of HTTP's for each token, as providers send them.
+    # One HTTP chunk per token, as providers send them.
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
@@ -41,14 +41,14 @@ def _piece(delta: dict[str, Any], finish: str | None = None) -> bytes:
 
 
 def pieces(tokens: int) -> list[bytes]:
-    """The whole answer, token by token."""
+    """Return the whole answer, token by token."""
     said = [_piece({"content": word}) for word in words(tokens)]
     end = _piece({}, "stop") + _event("[DONE]") + b"0\r\n\r\n"
     return [HEAD + _piece({"role": "assistant", "content": ""}), *said, end]
 
 
 class Provider(asyncio.Protocol):
-    """One connection, with one request after another."""
+    """Serve one connection, one request after another."""
 
     def __init__(self, answer: list[bytes]) -> None:
         self._answer = answer
@@ -78,7 +78,7 @@ class Provider(asyncio.Protocol):
 
 
 async def main(port: int, tokens: int) -> None:
-    """Serve until killed."""
+    """Serve until the process is killed."""
     answer = pieces(tokens)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Provider(answer), "127.0.0.1", port, backlog=4096)

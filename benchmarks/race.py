@@ -1,4 +1,4 @@
-"""The race: all contestants in turn, round after round, so that a slow minute hits all alike."""
+"""The race: all contestants in turn, in several rounds, so that a slow minute affects all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .report import Results
 
 @contextmanager
 def provider(tokens: int, on: set[int]) -> Iterator[int]:
-    """A scripted provider; its port."""
+    """Run a scripted provider. Yields its port."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.provider", str(port), str(tokens)]
     with Process(command, on) as process:
@@ -24,10 +24,10 @@ def provider(tokens: int, on: set[int]) -> Iterator[int]:
 
 
 def ceilings(tokens: int, streams: int) -> dict[str, float]:
-    """Tokens/s that the client reads with no contestant between it and the provider.
+    """Return the tokens/s that the client reads directly from the provider.
 
-    `whole` is the provider's answer as it gives it to the contestants, `each` the client's
-    worst case, a write per token.
+    `whole` is the answer as the contestants get it. `each` is the client's worst case: one write
+    per token.
     """
     server_core, other = cores()
     found = {}
@@ -42,7 +42,7 @@ def ceilings(tokens: int, streams: int) -> dict[str, float]:
 
 
 def race(field: Sequence[Contestant], model: str, rounds: int, terms: Terms) -> dict[int, Results]:
-    """Results by number of streams. One that cannot run has words in the place of results."""
+    """Return results by number of streams, or the reason why a contestant cannot run."""
     results: dict[int, Results] = {streams: {} for streams in terms.streams}
     with provider(terms.tokens, cores()[1]) as port, Client(cores()[1]) as client:
         terms.provider = f"http://127.0.0.1:{port}/v1" if model == "openai" else ""
@@ -75,6 +75,6 @@ def _once(
 
 
 def _note(text: str) -> None:
-    """Say on a terminal what is going on."""
+    """Show progress on a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

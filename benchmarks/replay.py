@@ -1,4 +1,4 @@
-"""How fast finished runs are read again, from each store."""
+"""The speed at which finished runs are read, from each store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUNDS = 3
 
 
 def replay() -> list[dict[str, Any]]:
-    """Events/s with a few readers at a time; medians of interleaved rounds."""
+    """Return events/s with several readers at a time, as medians of interleaved rounds."""
     rates: dict[str, list[float]] = {}
     with Client(cores()[1]) as client:
         for _ in range(ROUNDS):

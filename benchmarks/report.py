@@ -1,4 +1,4 @@
-"""Tables and figures: medians of the rounds, and how they stand to what was to be reached."""
+"""Tables and figures: medians of the rounds, and how they compare with the goals."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from .contest import Result
 from .field import BARE, OURS
 
-#: By contestant: a result for each round that it ran, or words where it did not.
+#: By contestant: one result per round, or the reason why it did not run.
 Results = dict[str, list[Result] | str]
 
 HEAD = ("", "tokens/s", "x ours", "first p50", "first p99", "gap p99", "CPU s/M", "memory", "")
 
 
 def summary(results: Results) -> list[dict[str, Any]]:
-    """A row for each contestant: medians of its rounds."""
+    """Return a row for each contestant, with medians of its rounds."""
     rows: list[dict[str, Any]] = []
     ours = results.get(OURS)
     yardstick = _middle(ours, lambda one: one.rate) if isinstance(ours, list) else 0.0
@@ -53,7 +53,7 @@ def _middle(results: Iterable[Result], what: Callable[[Result], float]) -> float
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """Return the rows as a Markdown table."""
     lines = [_line(HEAD), _line(["---", *["---:"] * 7, "---"])]
     for row in rows:
         if "said" in row:
@@ -91,7 +91,7 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-#: What is to be reached at 50 streams: ours on Valkey against another, by model.
+#: The goals at 50 streams: flask_stream on Valkey compared with another contestant, by model.
 GOALS = (
     ("fake", "fastapi-sse", 5.0),
     ("fake", "fastapi-resumable-stream", 25.0),
@@ -101,7 +101,7 @@ GOALS = (
 
 
 def goals(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How ours stands to its goals, as far as the rows tell."""
+    """Return the goals that can be judged from these rows."""
     rates = {row["name"]: row["tokens_per_second"] for row in rows if "said" not in row}
     found = []
     for of, name, least in GOALS:
@@ -115,13 +115,13 @@ def goals(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def goal(what: str, figure: float, limit: float, *, at_least: bool) -> dict[str, Any]:
-    """A figure and what it should be."""
+    """Return a figure, its limit, and whether it is met."""
     met = figure >= limit if at_least else figure <= limit
     return {"what": what, "figure": figure, "limit": limit, "at_least": at_least, "met": met}
 
 
 def told(goals: list[dict[str, Any]]) -> str:
-    """The goals as a list, with by how much each is missed that is."""
+    """Return the goals as a Markdown list; those that are missed say by how much."""
     lines = []
     for one in goals:
         sign = ">=" if one["at_least"] else "<="

@@ -1,4 +1,4 @@
-"""How each server says a token: what the client needs to read the text back."""
+"""The format in which each server sends a token."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable
 
 from .frames import heard
 
-#: The text in one event, from its name and data; None for an event that is no token.
+#: Returns the text of an event from its name and data, or None if the event is not a token.
 Shape = Callable[[str, str], str | None]
 
 
 def plain(name: str, data: str) -> str | None:
-    """The data is the token."""
+    """Return the token: it is the data itself."""
     return data if not name else None
 
 
 def native(name: str, data: str) -> str | None:
-    """Ours: an unnamed event with JSON."""
+    """Return the token of flask_stream: an unnamed event with JSON."""
     return None if name else str(json.loads(data)["content"])
 
 
 def langserve(name: str, data: str) -> str | None:
-    """LangServe: a message, or a string, as JSON in events named `data`."""
+    """Return the token of LangServe: a message or a string, as JSON in events named `data`."""
     if name != "data":
         return None
     said = json.loads(data)
@@ -31,7 +31,7 @@ def langserve(name: str, data: str) -> str | None:
 
 
 def openai(name: str, data: str) -> str | None:
-    """The provider itself."""
+    """Return the token of the provider itself."""
     if data == "[DONE]":
         return None
     said = json.loads(data)["choices"][0]["delta"].get("content")
@@ -39,13 +39,13 @@ def openai(name: str, data: str) -> str | None:
 
 
 def websocket(name: str, data: str) -> str | None:
-    """Ours over WebSocket: an object for each event."""
+    """Return the token of flask_stream over WebSocket: an object for each event."""
     event = json.loads(data)
     return str(event["data"]["content"]) if event["type"] == "chunk" else None
 
 
 def socketio(name: str, data: str) -> str | None:
-    """Ours over Socket.IO's WebSocket: an event of Socket.IO in a message of Engine.IO."""
+    """Return the token of flask_stream over Socket.IO: its event in an Engine.IO message."""
     if not data.startswith('42["stream_chunk",'):
         return None
     return str(json.loads(data[2:])[1]["content"])
@@ -62,9 +62,9 @@ SHAPES: dict[str, Shape] = {
 
 
 def tokens_of(raw: bytes, shape: Shape) -> list[tuple[str, int]]:
-    """The tokens in what came over a connection, each with the offset at which it was complete.
+    """Return the tokens of a connection, each with the offset at which it was complete.
 
-    An event that is not complete is left out. Raises ValueError for what is no event stream.
+    Incomplete events are left out. Raises ValueError if `raw` is not an event stream.
     """
     head, gap, body = raw.partition(b"\r\n\r\n")
     if shape in (websocket, socketio):
@@ -84,14 +84,14 @@ def tokens_of(raw: bytes, shape: Shape) -> list[tuple[str, int]]:
         text = _text(body[at:end].decode(), shape)
         at = end + 2 * len(line)
         if text:
-            # The HTTP chunk in which the event ends tells where that is on the connection.
+            # The event's offset on the connection follows from the HTTP chunk in which it ends.
             body_end, raw_end = ends[bisect_left(ends, (at, 0))]
             found.append((text, raw_end - (body_end - at)))
     return found
 
 
 def _unchunked(raw: bytes, at: int) -> tuple[bytes, list[tuple[int, int]]]:
-    """The body, and where each of its HTTP chunks ends: in the body, and in `raw`."""
+    """Return the body, and where each of its HTTP chunks ends: in the body, and in `raw`."""
     parts: list[bytes] = []
     ends: list[tuple[int, int]] = []
     size = 0

@@ -1,4 +1,4 @@
-"""What an open viewer of a silent run costs in memory: ours, and the floor."""
+"""The memory of an open viewer of a silent run: flask_stream, and a plain Flask generator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .field import Contestant, request
 from .processes import memory
 
 OPEN = 2000
-#: Opened before the count begins: pools and caches grow with the first few.
+#: Connections opened before the measurement, because the first few fill pools and caches.
 FIRST = 200
 ROUNDS = 3
 
@@ -22,7 +22,7 @@ _FLOOR = Contestant("bare Flask", "waiting_flask", "gunicorn", "plain")
 
 
 def viewers() -> list[dict[str, Any]]:
-    """Kilobytes of the worker's RSS per open connection; medians."""
+    """Return kilobytes of the worker's RSS per open connection, as medians."""
     rounds = [(_cost(_OURS), _cost(_FLOOR)) for _ in range(ROUNDS)]
     ours, floor = (median(costs) for costs in zip(*rounds, strict=True))
     said = f"per open viewer of a silent run, {OPEN:,} open"
@@ -48,7 +48,7 @@ def _cost(contestant: Contestant) -> float:
 
 
 def start_run(port: int, chain: str) -> str:
-    """Start a run; its path."""
+    """Start a run. Return its path."""
     asked = request("/runs", json.dumps({"chain": chain, "input": "Hello"}))
     with socket.create_connection(("127.0.0.1", port), 10) as sock:
         sock.sendall(asked.encode())
@@ -60,7 +60,7 @@ def start_run(port: int, chain: str) -> str:
 
 
 def viewer(port: int, path: str) -> socket.socket:
-    """A connection on which the first word has come."""
+    """Return a connection on which the first word has arrived."""
     sock = socket.create_connection(("127.0.0.1", port), 10)
     sock.sendall(request(path).encode())
     said = b""

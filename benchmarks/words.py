@@ -1,4 +1,4 @@
-"""What the models say. Without LangChain, so that client and provider need not import it."""
+"""The models' words. This module does not import LangChain, so that the client starts fast."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ _SAID = " the quick brown fox jumps over a lazy dog while nobody who knows it wo
 
 
 def words(tokens: int) -> list[str]:
-    """So many tokens, each a word and the space before it, as models say them."""
+    """Return that many tokens, each a word and the space before it, as models send them."""
     vocabulary = [" " + word for word in _SAID.split()]
     return [vocabulary[index % len(vocabulary)] for index in range(tokens)]

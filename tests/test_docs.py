@@ -111,6 +111,14 @@ def site() -> Iterator[Flask]:
     app.extensions["flask_stream"].close()
 
 
+def test_the_files_that_security_names_are_there() -> None:
+    text = PAGES[ROOT / "SECURITY.md"]
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`", text)
+    assert len(named) > 20
+    folders = (ROOT, ROOT / "flask_stream")
+    assert [name for name in named if not any((one / name).is_file() for one in folders)] == []
+
+
 # Links
 
 

@@ -1,1 +1,1 @@
-"""The servers that are measured, one small file each, as their own manuals would have them."""
+"""The servers that are measured: one small file each, written as their manuals suggest."""

@@ -1,4 +1,4 @@
-"""LangChain alone: `chain.stream`, one stream after another, no server: the ceiling."""
+"""LangChain alone: `chain.stream` in a loop without a server. It is the upper limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..words import words
 
 
 def main(streams: int, tokens: int, cap: float) -> None:
-    """Read streams for at most `cap` seconds; what that took, as JSON."""
+    """Read streams for at most `cap` seconds. Print the time it took as JSON."""
     said = words(tokens)
     for _ in chain.stream(asked):  # imports, and the connection to the provider
         pass

@@ -1,4 +1,4 @@
-"""The tutorial's Flask generator: a write per token, nothing stored, nothing to come back to."""
+"""A tutorial's Flask generator: one write per token. Nothing is stored or can be resumed."""
 
 from __future__ import annotations
 

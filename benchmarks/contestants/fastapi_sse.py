@@ -1,4 +1,4 @@
-"""FastAPI with sse-starlette and `astream`, as both manuals have it; nothing is stored."""
+"""FastAPI with sse-starlette and `astream`, as in both manuals. Nothing is stored."""
 
 from __future__ import annotations
 

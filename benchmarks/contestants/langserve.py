@@ -1,4 +1,4 @@
-"""LangServe: `add_routes`, its `/stream`; nothing is stored."""
+"""LangServe with `add_routes` and its `/stream`. Nothing is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ours, with its settings as they come; only the store is chosen."""
+"""flask_stream with default settings, except for the store."""
 
 from __future__ import annotations
 

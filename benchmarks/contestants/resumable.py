@@ -1,4 +1,4 @@
-"""fastapi-resumable-stream, as its README has it: chunks in a Redis list, then read from there."""
+"""fastapi-resumable-stream, as in its README: chunks are kept in a Redis list and read there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ stop = StopController(redis)
 
 
 async def told() -> AsyncIterator[str]:
-    # `astream`, not the `astream_events` of its LangChain recipe, which costs half as much again.
+    # Not the `astream_events` of its LangChain recipe, which costs half as much again.
     async for chunk in chain.astream(asked):
         if token := text(chunk):
             yield f"data: {token}\n\n"

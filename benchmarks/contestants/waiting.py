@@ -1,4 +1,4 @@
-"""Ours, with runs that are silent, or that speak slowly to many viewers at once."""
+"""flask_stream with runs that are silent, or that send slowly to many viewers at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ app.config.from_prefixed_env()
 stream = FlaskStream(app, store=os.environ["BENCH_STORE"])
 VIEWERS = int(os.environ.get("BENCH_VIEWERS", "0"))
 EVENTS = int(os.environ.get("BENCH_TOKENS", "0"))
-#: Seconds between two events: long enough for each to reach every viewer before the next.
+#: Seconds between two events, so that each reaches every viewer before the next is sent.
 PACE = 0.25
 
 come = 0
@@ -28,7 +28,7 @@ used: list[float] = []
 
 @app.before_request
 def count() -> None:
-    """Know when everybody is here."""
+    """Signal that all viewers are connected."""
     global come
     if request.path.endswith("/events"):
         come += 1
@@ -38,14 +38,14 @@ def count() -> None:
 
 @stream.chain("wait")
 def wait(question: str) -> Iterator[str]:
-    """One word, then silence."""
+    """Send one word, then nothing."""
     yield "."
     time.sleep(600)
 
 
 @stream.chain("speak")
 def speak(question: str) -> Iterator[str]:
-    """Word after word, when everybody has come; what that cost this process is noted."""
+    """Send word after word once all viewers are connected, and record the CPU time."""
     everybody.wait(60)
     time.sleep(1)
     used.append(time.process_time())
@@ -57,5 +57,5 @@ def speak(question: str) -> Iterator[str]:
 
 @app.get("/used")
 def tell() -> dict[str, float]:
-    """CPU seconds from the first word to the last."""
+    """Return the CPU seconds from the first word to the last."""
     return {"seconds": used[1] - used[0]}

@@ -1,4 +1,4 @@
-"""The floor: a Flask generator that says one word and waits. No server of this kind costs less."""
+"""A Flask generator that sends one word and waits: the lower limit for servers of this kind."""
 
 from __future__ import annotations
 
