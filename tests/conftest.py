@@ -58,7 +58,7 @@ def _service(_provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> I
         OPENAI_BASE_URL=_provider.url,
         OPENAI_API_KEY="test",
     )
-    with Server(gunicorn(), env) as server:
+    with Server(gunicorn(), env, fork=False) as server:
         yield server
 
 

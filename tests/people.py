@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -57,7 +58,7 @@ def users(
             yield server
         finally:
             with releasing(provider):
-                server.stop()
+                server.stop(signal.SIGINT)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Self
 
+from . import fork_server
 from .sse import request
 
 ROOT = Path(__file__).parent.parent
@@ -58,16 +59,35 @@ def gunicorn(*arguments: str, app: str = "wsgi:app") -> list[str]:
 
 
 class Server:
-    """A server process, ready; it is stopped by its own id. `log` is what it has printed."""
+    """A server process that is ready; it is stopped by its own id. `log` is what it has printed.
+
+    gunicorn is forked from a process that has imported the libraries, if that does what the
+    command would do. With `fork=False` it is started by its command line, as a user starts it.
+    """
 
     def __init__(
-        self, command: list[str], env: dict[str, str], *, cwd: Path = ROOT, wait: float = 60
+        self,
+        command: list[str],
+        env: dict[str, str],
+        *,
+        cwd: Path = ROOT,
+        wait: float = 60,
+        fork: bool = True,
     ) -> None:
         self._lines: list[str] = []
         self._news = threading.Condition()
-        self.process = subprocess.Popen(
-            command, env=env, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        self.process: subprocess.Popen[str] | fork_server.Forked
+        if fork and fork_server.forkable(command, env, cwd):
+            self.process = fork_server.start(command, env, cwd)
+        else:
+            self.process = subprocess.Popen(
+                command,
+                env=env,
+                cwd=cwd,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
         try:
@@ -138,4 +158,5 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        # As Ctrl-C does: a worker that is asked to go by SIGTERM notices within a second.
+        self.stop(signal.SIGINT)

@@ -834,7 +834,7 @@ def test_keys_that_cannot_be_reached_are_no_fault_of_the_token(
         # No key is needed to see that this is no token.
         refused(Site(server).ask("q", bearer("garbage")), 401, "Authorization")
         assert Site(server).ask("q", chain="open").status == 201
-    assert provider.wait_calls(1)
+        assert provider.wait_calls(1)
     assert len(provider.calls) == 1
 
 
