@@ -49,14 +49,14 @@ def blocks(language: str) -> list[str]:
 # Lists
 
 
-def test_the_settings_are_listed_as_they_are() -> None:
+def test_every_setting_is_listed() -> None:
     _, _, rest = doc("settings").partition("<!-- settings -->\n")
     listed, marker, _ = rest.partition("<!-- /settings -->")
     assert marker
     assert listed.strip() == table()
 
 
-def test_a_setting_that_is_named_is_one() -> None:
+def test_every_setting_that_is_mentioned_exists() -> None:
     changelog = ROOT / "CHANGELOG.md"  # it also names settings that are gone
     text = "\n".join(text for path, text in PAGES.items() if path != changelog)
     named = set(re.findall(r"\bSTREAM_[A-Z_]+\b", text.replace("FLASK_STREAM_", "STREAM_")))
@@ -65,7 +65,7 @@ def test_a_setting_that_is_named_is_one() -> None:
     }
 
 
-def test_the_codes_are_listed_as_they_are() -> None:
+def test_every_code_is_listed() -> None:
     _, _, rest = doc("errors").partition("| code | message | retryable |\n|---|---|---|\n")
     assert rest.partition("\n\n")[0].splitlines() == [
         f"| `{code.value}` | {code.sentence} | {'yes' if code.retryable else 'no'} |"
@@ -73,12 +73,12 @@ def test_the_codes_are_listed_as_they_are() -> None:
     ]
 
 
-def test_the_events_are_all_told_in_their_order() -> None:
+def test_every_event_is_listed_in_order() -> None:
     _, _, rest = doc("events").partition("| event | data | |\n")
     assert tuple(re.findall(r"^\| `(\w+)` \|", rest.partition("\n\n")[0], re.M)) == TYPES
 
 
-def test_the_options_of_a_chain_are_all_told() -> None:
+def test_every_option_of_a_chain_is_listed() -> None:
     _, _, rest = doc("chains").partition("| `stream.add(name, chain, …)` |")
     named = re.findall(r"^\| (`.*?) \|", rest.partition("\n\n")[0], re.M)
     told = [name for row in named for name in re.findall(r"(\w+)=", row)]
@@ -117,6 +117,12 @@ def test_the_files_that_security_names_are_there() -> None:
     assert len(named) > 20
     folders = (ROOT, ROOT / "flask_stream")
     assert [name for name in named if not any((one / name).is_file() for one in folders)] == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *DOCS], ids=lambda path: path.name)
+def test_every_python_block_can_be_compiled(path: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```$", PAGES[path], re.M | re.S):
+        compile(block, path.name, "exec")
 
 
 # Links
@@ -180,7 +186,7 @@ def test_the_first_screen_is_short() -> None:
     assert len(lines) <= 15
 
 
-def test_to_try_and_to_test_are_one_line_each() -> None:
+def test_trying_it_and_testing_it_are_one_command_each() -> None:
     commands = [block for block in blocks("sh") if ".venv" in block]
     assert len(commands) == 2
     assert all(command.count("\n") == 1 for command in commands)
@@ -198,7 +204,7 @@ def test_ci_finds_the_readmes_test_command() -> None:
 
 
 class Transcript:
-    """A `curl` of the README: what it sends, and what it printed."""
+    """A `curl` command in the README: the request it sends, and the output it printed."""
 
     def __init__(self, block: str) -> None:
         command, _, self.printed = block.partition("\n")
@@ -216,7 +222,7 @@ class Transcript:
                 self.body = value.encode()
 
     def send(self, server: Server, **known: str) -> Stream:
-        """The request, to this server, with ids that the README could not know in place."""
+        """Send the request to this server, with `known` ids instead of the README's."""
         parts = urlsplit(f"http://{self.url}")
         run = re.escape(RUN)
         return Stream(
@@ -231,7 +237,7 @@ RUN = "8b560b77033c4e5635401192b95fcd2d"
 
 
 def normal(printed: str) -> str:
-    """A transcript without what differs from one time to the next."""
+    """Return a transcript with placeholders for everything that differs between runs."""
     for name, pattern in {
         "run": r'(?<=id: )\w{32}(?=:)|(?<="run":")\w{32}(?=")',
         "conversation": r'(?<="conversation":")\w{32}(?=")',
@@ -256,7 +262,7 @@ def server(provider: Provider, tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-def test_the_first_screen_is_what_happens(server: Server, provider: Provider) -> None:
+def test_the_first_screen_is_what_a_user_sees(server: Server, provider: Provider) -> None:
     first, second = (Transcript(block) for block in blocks("console"))
     assert RUN in first.printed
     assert RUN in second.url
