@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 #: The types, in the order of the README's table; `start` is first and `end` is last in a log.
 TYPES = (
     "start",
-    "message",
+    "message_start",
     "chunk",
     "tool_call",
     "tool_result",

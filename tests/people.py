@@ -136,7 +136,9 @@ class Site:
         run = self.start(question, who, **fields)
         with self.follow(run, who) as stream:
             end = list(stream.events())[-1]
-        assert json.loads(end.data) == {"status": "done", "error": None}, self.server.log
+        assert json.loads(end.data) == {"status": "done", "finish_reason": "stop", "error": None}, (
+            self.server.log
+        )
         return run
 
     def revoke(self, principal: str) -> None:

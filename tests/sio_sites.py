@@ -26,7 +26,7 @@ transports = pytest.mark.parametrize("transports", TRANSPORTS, ids="+".join)
 either = pytest.mark.parametrize("opened", [Wire, Poll])
 Opened = Callable[..., Any]
 #: What these types call `id` themselves.
-OWN_ID = {"message": "message_id", "tool_call": "tool_call_id", "tool_result": "tool_call_id"}
+OWN_ID = {"message_start": "message_id", "tool_call": "tool_call_id", "tool_result": "tool_call_id"}
 #: A handshake that could be any client's.
 UPGRADE = {
     "Upgrade": "websocket",
@@ -82,10 +82,12 @@ def as_told(events: list[Told]) -> list[Told]:
         if type == "chunk" and data["kind"] == "text":
             full += data["content"]
         if type == "end" and data["error"] is None:
-            data = {"full_response": full, "status": data["status"], "run": run}
+            data = {"full_response": full, **data, "run": run}
+            del data["error"]
         elif type == "end":
-            type, error = "error", data["error"]
+            type, error, reason = "error", data["error"], data["finish_reason"]
             data = {"error": error["message"], "code": error["code"], "run": run}
+            data["finish_reason"] = reason
             data["retryable"] = error["retryable"]
         found.append({"id": event["id"], "type": type, "data": data})
     return found

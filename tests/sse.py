@@ -11,7 +11,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPMessage, parse_headers
 from io import BytesIO
 from json import dumps, loads
@@ -31,7 +31,8 @@ class ServerSentEvent:
     type: str = "message"
     data: str = ""
     id: str = ""  # the last event id, which outlives the event that set it
-    retry: int | None = None  # milliseconds, when this very block set it
+    # Milliseconds, when this very block set it. It belongs to the connection, not to the event.
+    retry: int | None = field(default=None, compare=False)
 
 
 class Parser:

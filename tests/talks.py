@@ -116,7 +116,7 @@ class Answer:
     @property
     def text(self) -> str:
         said = [json.loads(event.data) for event in self.shown if event.type == "message"]
-        return "".join(data["content"] for data in said if "content" in data)
+        return "".join(data["content"] for data in said)
 
     @property
     def types(self) -> list[str]:

@@ -455,7 +455,7 @@ def test_calls_and_results_stream_as_they_happen(agent: Server, provider: Provid
     assert "".join(texts) == "I look.It is 42."
     assert len([1 for type, _ in told if type == "usage"]) == 3
     assert ("step", {"node": "tools", "status": "done"}) in told
-    assert told[-1] == ("end", {"status": "done", "error": None})
+    assert told[-1] == ("end", {"status": "done", "finish_reason": "stop", "error": None})
     # The result went to the model as a tool's, and nothing but text came from outside.
     roles = [message["role"] for message in provider.calls[-1].json["messages"]]
     assert roles[0] == "system"

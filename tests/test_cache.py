@@ -87,10 +87,16 @@ def test_the_same_question_is_answered_once(pair: Pair, who: Sent) -> None:
     assert second.run != first.run
     assert second.start["run"] == second.run
     assert second.start["conversation"] != first.start["conversation"]
-    assert first.types == ["start", "message", "chunk", "usage", "end"]
-    assert second.types == ["start", "message", "chunk", "custom", "end"]
+    assert first.types == ["start", "message_start", "chunk", "usage", "end"]
+    assert second.types == ["start", "message_start", "chunk", "custom", "end"]
     assert described(pair.one, second.run, who)["status"] == "done"
     assert read(pair.one, second.run, who).events == second.events
+
+
+def test_it_ends_for_the_same_reason(pair: Pair, who: Sent, provider: Provider) -> None:
+    provider.script = Script(["cut"], finish_reason="length")
+    ends = [ask(pair.one, "q", who, chain="cached").events[-1] for _ in range(2)]
+    assert [json.loads(end.data)["finish_reason"] for end in ends] == ["length", "length"]
 
 
 def test_it_is_a_stream_as_any_other(pair: Pair, who: Sent) -> None:
@@ -160,7 +166,14 @@ def test_who_follows_one_that_ends_badly_asks_for_itself(pair: Pair, who: Sent, 
     else:
         pair.provider.release()
     answer = read(pair.two, follower, who)
-    assert answer.types == ["start", "message", "chunk", "reset", "message", *answer.types[5:]]
+    assert answer.types == [
+        "start",
+        "message_start",
+        "chunk",
+        "reset",
+        "message_start",
+        *answer.types[5:],
+    ]
     assert (answer.text, answer.status, answer.cached) == ("answer 2", "done", False)
     assert calls(pair) == 2
     if how == "removed":
@@ -393,7 +406,7 @@ class Asks(Source):
     def stream(self, input: Input) -> Generator[NewEvent, None, None]:
         self.asked.append(input)
         number = len(self.asked)
-        yield "message", encode({"id": "m1", "role": "assistant", "node": None})
+        yield "message_start", encode({"id": "m1", "role": "assistant", "node": None})
         yield "chunk", chunk(f"{number} ", "m1")
         self.open.wait(20)
         if number <= self.questions and "resume" not in input.value:

@@ -54,13 +54,13 @@ def test_a_tool_call_is_approved_edited_or_rejected(
     events = said(server, first)
     (asked,) = [data for type, data in events if type == "interrupt"]
     assert asked["value"]["action_requests"][0]["args"] == {"to": "Ann"}
-    assert events[-1] == ("end", {"status": "interrupted", "error": None})
+    assert events[-1] == ("end", {"status": "interrupted", "finish_reason": None, "error": None})
     second = start(server, resume={"decisions": [decision]}, parent=first).json()["run"]
     events = said(server, second)
     text = "".join(d["content"] for t, d in events if "content" in d and "message" in d)
     assert text.startswith("I heard: ")
     assert heard in text
-    assert events[-1] == ("end", {"status": "done", "error": None})
+    assert events[-1] == ("end", {"status": "done", "finish_reason": "stop", "error": None})
 
 
 def test_an_answer_that_nobody_asked_for_is_refused(server: Server, provider: Provider) -> None:

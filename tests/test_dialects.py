@@ -49,7 +49,7 @@ def whole(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
-END = {"status": "done", "error": None}
+END = {"status": "done", "finish_reason": "stop", "error": None}
 
 #: Whatever JSON can say, with the texts above in it.
 VALUES = st.recursive(
@@ -240,6 +240,12 @@ def test_wherever_a_line_cuts_it_says_the_same(
     said = [(t, d | {"reason": "worker_lost"} if t == "reset" else d) for t, d in said]
     frames = dialect.frames(RUN, log(*said))
     assert in_pieces(frames, cuts) == in_pieces(frames, [])
+
+
+def test_a_reader_who_is_sent_away_learns_when_to_come_back() -> None:
+    for dialect in (Native(), Text()):
+        frames = dialect.frames(RUN, [Event(0, "reconnect", encode({"after": 1.5}))])
+        assert frames == b'event: reconnect\ndata: {"after":1.5}\n\n'
 
 
 @given(st.lists(st.characters(exclude_categories=[]) | PIECES).map("".join))

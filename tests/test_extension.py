@@ -127,10 +127,10 @@ def test_a_function_streams_on_plain_threads(make: Make) -> None:
     stream = FlaskStream()
     stream.add("shout", shout)
     events = ask(make(stream), "shout")
-    types = ["start", "message", "message", "message", "message", "end"]
+    types = ["start", "message_start", "message", "message", "message", "end"]
     assert [event.type for event in events] == types
     assert said(events) == "SO BE IT "
-    assert json.loads(events[-1].data) == {"status": "done", "error": None}
+    assert json.loads(events[-1].data) == {"status": "done", "finish_reason": "stop", "error": None}
     run = json.loads(events[0].data)["run"]
     assert [event.id for event in events] == [f"{run}:{seq}" for seq in range(1, 7)]
 

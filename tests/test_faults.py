@@ -98,8 +98,7 @@ def place(event: ServerSentEvent) -> int:
 
 
 def text(events: list[ServerSentEvent]) -> str:
-    messages = [json.loads(event.data) for event in events if event.type == "message"]
-    return "".join(message.get("content", "") for message in messages)
+    return "".join(json.loads(event.data)["content"] for event in events if event.type == "message")
 
 
 def end_of(events: list[ServerSentEvent]) -> dict[str, Any]:
@@ -222,13 +221,13 @@ def test_a_graph_whose_worker_is_killed_goes_on_after_its_last_finished_node(
         os.kill(worker(pair.one), signal.SIGKILL)
         provider.scripts["second"] = Script(["t", "w", "o"])
         events = seen + list(stream.events())
-    assert end_of(events) == {"status": "done", "error": None}
+    assert end_of(events) == {"status": "done", "finish_reason": "stop", "error": None}
     asked = [call.question for call in provider.calls]
     assert asked == ["first", "second", "second"]
     said: dict[str, str] = {}
     for event in events:
         data = json.loads(event.data)
-        if event.type == "message" and "content" in data:
+        if event.type == "message":
             said[data["message"]] = said.get(data["message"], "") + data["content"]
     # What was said of a step that was not finished stays said; then that step is done anew.
     assert list(said.values()) == ["one", "t", "two"]
@@ -367,7 +366,7 @@ def test_stop_reaches_the_model(pair: Pair, provider: Provider, where: str, toke
     for other in (pair.one, pair.two):
         with follow(other, run) as stream:
             events = list(stream.events())
-        assert end_of(events) == {"status": "cancelled", "error": None}
+        assert end_of(events) == {"status": "cancelled", "finish_reason": None, "error": None}
         assert text(events) == "a"[:tokens]
     cancel()
     assert answers[-1] == "cancelled"

@@ -98,7 +98,7 @@ def of(said: Said, type: str) -> list[Any]:
 
 def texts(said: Said) -> list[str]:
     """The text of each message."""
-    found = {data["id"]: "" for data in of(said, "message")}
+    found = {data["id"]: "" for data in of(said, "message_start")}
     for data in of(said, "chunk"):
         found[data["message"]] += data["content"]
     return [*found.values()]
@@ -393,14 +393,14 @@ def test_messages_may_be_written_as_objects_or_pairs(written: Any) -> None:
     for one in (node, goes):
         said = told(one)
         assert texts(said) == ["hello world"]
-        assert of(said, "message") == [{"id": "m1", "role": "assistant", "node": "n0"}]
+        assert of(said, "message_start") == [{"id": "m1", "role": "assistant", "node": "n0"}]
 
 
 def test_what_is_written_below_is_told_once() -> None:
     inner = line(("in", says(("ai", "one"))), ("on", says(("ai", "two"))), state=MessagesState)
     said = told(inner.compile(), says(("ai", "three"), AIMessage("four")))
     assert texts(said) == ["one", "two", "four", "three"]
-    assert [data["node"] for data in of(said, "message")] == ["n0/in", "n0/on", "n1", "n1"]
+    assert [data["node"] for data in of(said, "message_start")] == ["n0/in", "n0/on", "n1", "n1"]
 
 
 def test_a_written_call_and_its_result() -> None:
@@ -429,13 +429,13 @@ def test_what_is_no_message_is_left_alone() -> None:
     ]
     graph = line(("n", lambda state: {"messages": written}), state=Loose)
     said = events(LangGraphSource(graph.compile(), lambda input: {"messages": []}), Input({}))
-    assert of(said, "message") == []
+    assert of(said, "message_start") == []
 
 
 def test_what_another_agent_says_in_its_name_is_told() -> None:
     said = told(says(HumanMessage("It rains.", name="researcher")), says(HumanMessage("Go on.")))
     assert texts(said) == ["It rains."]
-    assert of(said, "message") == [{"id": "m1", "role": "assistant", "node": "n0"}]
+    assert of(said, "message_start") == [{"id": "m1", "role": "assistant", "node": "n0"}]
     # Not what it has been heard saying, and not the person's own words.
     heard = (says(AIMessage("It rains.")), says(HumanMessage("It rains.", name="researcher")))
     assert texts(told(*heard)) == ["It rains."]
@@ -477,11 +477,11 @@ def test_a_message_opens_with_what_it_first_says() -> None:
 
     assert parts(piece("", "a"), AIMessage("", id="b")) == []
     said = parts(piece("", "a"), piece("x", "b"), piece("y", "a"))
-    assert [type for type, _ in said] == ["message", "chunk", "message", "chunk"]
+    assert [type for type, _ in said] == ["message_start", "chunk", "message_start", "chunk"]
     assert sorted(texts(said)) == ["x", "y"]
     call = {"name": "add", "args": "{}", "id": "c", "index": 0}
     said = parts(piece("", "a", tool_call_chunks=[call]))
-    assert [type for type, _ in said] == ["message", "tool_call"]
+    assert [type for type, _ in said] == ["message_start", "tool_call"]
 
 
 def test_a_persons_no_is_no_crash(caplog: pytest.LogCaptureFixture) -> None:

@@ -105,7 +105,7 @@ def test_an_agents_thoughts_calls_and_results(provider: Provider, model: ChatOpe
     assert steps(said) == [
         *("agent start", "agent done", "tools start", "tools done", "agent start", "agent done")
     ]
-    assert of(said, "message") == [
+    assert of(said, "message_start") == [
         {"id": "m1", "role": "assistant", "node": "agent"},
         {"id": "m2", "role": "assistant", "node": "agent"},
     ]
@@ -128,7 +128,7 @@ def test_parallel_branches_are_told_apart(provider: Provider, model: ChatOpenAI)
     for question in ("left: Why?", "right: Why?"):
         provider.scripts[question] = Script([*question], delay=0.005)
     said = events(LangGraphSource(graphs.fan(model).compile()))
-    nodes = {data["id"]: data["node"] for data in of(said, "message")}
+    nodes = {data["id"]: data["node"] for data in of(said, "message_start")}
     assert sorted(nodes.values()) == ["left", "right"]
     for message, node in nodes.items():
         assert text(said, message) == f"{node}: Why?"
@@ -140,10 +140,10 @@ def test_parallel_branches_are_told_apart(provider: Provider, model: ChatOpenAI)
 
 def test_a_subgraphs_nodes_are_named_by_their_path(provider: Provider, model: ChatOpenAI) -> None:
     said = events(LangGraphSource(graphs.nested(model).compile()))
-    nodes = sorted(data["node"] for data in of(said, "message"))
+    nodes = sorted(data["node"] for data in of(said, "message_start"))
     assert nodes == ["call/left", "call/right", "fan/left", "fan/right"]
     assert {"fan done", "fan/left done", "call/right start"} <= {*steps(said)}
-    assert [text(said, data["id"]) for data in of(said, "message")] == ["Hello world"] * 4
+    assert [text(said, data["id"]) for data in of(said, "message_start")] == ["Hello world"] * 4
 
 
 def test_a_message_is_shown_once(provider: Provider, model: ChatOpenAI) -> None:
@@ -157,7 +157,10 @@ def test_a_message_is_shown_once(provider: Provider, model: ChatOpenAI) -> None:
     graph.add_sequence([speak, put])
     graph.add_edge(START, "speak")
     said = events(LangGraphSource(graph.compile()))
-    assert [text(said, data["id"]) for data in of(said, "message")] == ["Hello world", "whole"]
+    assert [text(said, data["id"]) for data in of(said, "message_start")] == [
+        "Hello world",
+        "whole",
+    ]
 
 
 def test_a_node_that_fails_says_so() -> None:
@@ -489,7 +492,7 @@ def wait_calls(provider: Provider, count: int) -> list[Call]:
 def test_a_run_that_asks_ends_interrupted(served: Server) -> None:
     said = told(served, start(served, "careful"))
     assert of(said, "interrupt")[0]["value"] == {"sure": "Why?"}
-    assert said[-1] == ("end", {"status": "interrupted", "error": None})
+    assert said[-1] == ("end", {"status": "interrupted", "finish_reason": None, "error": None})
 
 
 @pytest.mark.parametrize(("chain", "count"), [("fan", 2), ("nested", 4), ("both", 2)])
@@ -506,7 +509,7 @@ def test_stop_reaches_all_branches(
         assert cancel(served, run) < 2
         assert [call.wait_closed(5) for call in calls] == [True] * count
         assert [data for type, data in told(served, run) if type == "end"] == [
-            {"status": "cancelled", "error": None}
+            {"status": "cancelled", "finish_reason": None, "error": None}
         ]
         assert len(provider.calls) == count, "somebody was asked after the Stop"
         counts.append(greenlets(served))
@@ -540,5 +543,5 @@ def test_a_stop_of_one_run_leaves_the_others(served: Server, provider: Provider)
     assert request("GET", f"{served.url}/runs/{two}").json()["status"] == "running"
     provider.release()
     said = told(served, two)
-    assert said[-1] == ("end", {"status": "done", "error": None})
+    assert said[-1] == ("end", {"status": "done", "finish_reason": "stop", "error": None})
     assert len([call for call in provider.calls if call.finished and not call.closed_at]) == 2

@@ -40,9 +40,7 @@ def follow(service: Server, run: str, **headers: str) -> Stream:
 
 def text(events: list[ServerSentEvent]) -> str:
     """What a native stream's chunks say."""
-    # To an EventSource an event named `message` is the same as one without a name.
-    messages = [json.loads(event.data) for event in events if event.type == "message"]
-    return "".join(message.get("content", "") for message in messages)
+    return "".join(json.loads(event.data)["content"] for event in events if event.type == "message")
 
 
 def data_of(events: list[ServerSentEvent], type: str) -> Any:
@@ -69,17 +67,17 @@ def test_the_tutorials_own_request_streams_every_event(service: Server, provider
     assert stream.headers["Content-Type"].startswith("text/event-stream")
     assert stream.headers["X-Accel-Buffering"] == "no"
     assert stream.headers["Cache-Control"] == "no-cache, no-transform"
-    assert bytes(stream.received).startswith(b"retry: 1000\n\n")
+    assert bytes(stream.received).startswith(b":\n\nretry: 1000\nid: ")
 
     kinds = [event.type for event in events]
-    assert kinds == ["start", "message", "message", "message", "message", "usage", "end"]
+    assert kinds == ["start", "message_start", "message", "message", "message", "usage", "end"]
     start = json.loads(events[0].data)
     assert start["input"] == {"question": "What is the capital of Japan?"}
     assert [e.id for e in events] == [f"{start['run']}:{seq}" for seq in range(1, 8)]
     chunks = [json.loads(e.data) for e in events[2:5]]
     assert chunks == [{"content": c, "message": "m1", "kind": "text"} for c in ("To", "kyo", ".")]
     assert data_of(events, "usage")["total_tokens"] > 0
-    assert data_of(events, "end") == {"status": "done", "error": None}
+    assert data_of(events, "end") == {"status": "done", "finish_reason": "stop", "error": None}
     assert stream.ended == "clean"
     assert len(provider.calls) == 1
 
@@ -235,7 +233,7 @@ def test_cancel_closes_the_models_connection(
     events = [e for e in seen if e] + rest
     assert text(events) == "ab"[:tokens]
     assert [e.type for e in events].count("end") == 1
-    assert data_of(events, "end") == {"status": "cancelled", "error": None}
+    assert data_of(events, "end") == {"status": "cancelled", "finish_reason": None, "error": None}
     again = request("POST", f"{service.url}/runs/{run}/cancel")
     assert again.json()["status"] == "cancelled"
 

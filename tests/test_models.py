@@ -165,7 +165,7 @@ def test_the_fallback_is_asked_when_nothing_came_but_a_role(
         )
         assert len(other.calls) == 1
     assert text(events) == "from the other"
-    assert [type for type, _ in events] == ["message", "chunk", "chunk", "usage"]
+    assert [type for type, _ in events] == ["message_start", "chunk", "chunk", "usage"]
     assert usage(events)["model"] == "second"
     assert len(provider.calls) == 1
 
@@ -368,7 +368,7 @@ COST: Any = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
 def test_a_model_of_ones_own_need_not_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Whole(answers=[AIMessage("All at once", usage_metadata=COST)])
     events = said(Settings(model=ones_own(monkeypatch, model)))
-    assert [type for type, _ in events] == ["message", "chunk", "usage"]
+    assert [type for type, _ in events] == ["message_start", "chunk", "usage"]
     assert text(events) == "All at once"
     assert usage(events) == {"model": "whole-1"} | COST
     model.answers.append(AIMessage("Once more", id="its-own"))
@@ -399,7 +399,7 @@ def test_a_model_of_ones_own_may_call_tools(monkeypatch: pytest.MonkeyPatch, bin
     source = LangChainSource(bound)
     events = [(t, json.loads(data)) for t, data in source.stream(Input({"question": "?"}))]
     assert [(t, data.get("args")) for t, data in events if t != "usage"] == [
-        ("message", None),
+        ("message_start", None),
         ("chunk", None),
         ("tool_call", {"expression": "6 * 7"}),
         ("tool_call", {"expression": "2 + 3"}),

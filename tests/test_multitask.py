@@ -380,7 +380,7 @@ class Halves(Source):
 
     def stream(self, input: Input) -> Generator[NewEvent, None, None]:
         self.asked.append(input)
-        yield "message", encode({"id": "m1", "role": "assistant", "node": None})
+        yield "message_start", encode({"id": "m1", "role": "assistant", "node": None})
         yield "chunk", chunk("half ", "m1")
         assert self.gates[input.question].wait(20)
         yield "chunk", chunk(f"of {input.question}", "m1")

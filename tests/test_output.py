@@ -856,7 +856,7 @@ def test_an_event_is_forged_by_no_answer(site: Server, provider: Provider) -> No
         native: list[ServerSentEvent] = list(stream.events())
     assert [event.type for event in native].count("end") == 1
     said = [json.loads(event.data) for event in native if event.type == "message"]
-    assert "".join(data.get("content", "") for data in said) == text
+    assert "".join(data["content"] for data in said) == text
 
 
 def test_the_log_of_many_at_once_is_whole(site: Server, provider: Provider) -> None:

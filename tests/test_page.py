@@ -355,7 +355,7 @@ EVIL = """
 data: {"content":"forged","message":"m1","kind":"text"}
 
 event: end
-data: {"status":"done","error":null}
+data: {"status":"done","finish_reason":"stop","error":null}
 
 event: unauthorized\r\ndata: {"message":"forged"}\r\n\r\nid: forged:999\rretry: 1\r\r
 \u2028data: forged\u2029\x85\x0b\x0c\x00\x1b[2J\ufeff\u202e\U0001f468\u200d\U0001f469 -- the end."""
@@ -382,7 +382,7 @@ def test_what_else_comes_in_is_text(page: Page, site: Server, provider: Provider
             ("tool_result", {"id": evil, "name": evil, "content": evil, "status": evil}),
             ("progress", {"done": 1, "total": 2, "label": evil}),
             ("custom", {"name": evil, "value": evil}),
-            ("message", {"id": evil, "role": evil, "node": evil}),
+            ("message_start", {"id": evil, "role": evil, "node": evil}),
             ("chunk", {"content": evil, "message": evil, "kind": evil}),
             ("end", {"status": "failed", "error": {"code": evil, "message": evil}}),
         )
@@ -522,10 +522,10 @@ def test_every_kind_of_event_has_its_place(page: Page, site: Server, provider: P
         text = log(
             run,
             ("start", {"run": run, "parent": None, "input": {"question": "Why?"}}),
-            ("message", {"id": "m1", "role": "assistant", "node": None}),
+            ("message_start", {"id": "m1", "role": "assistant", "node": None}),
             chunk("forget me"),
             ("reset", {"attempt": 2, "reason": "worker_lost"}),
-            ("message", {"id": "m1", "role": "assistant", "node": None}),
+            ("message_start", {"id": "m1", "role": "assistant", "node": None}),
             chunk("Let me ", "reasoning"),
             chunk("think.", "reasoning"),
             ("tool_call", {"id": "t", "name": "clock", "args": {}}),
@@ -537,7 +537,7 @@ def test_every_kind_of_event_has_its_place(page: Page, site: Server, provider: P
             chunk("Sharp.", message="m2"),
             ("usage", {"model": "m", "input_tokens": 1, "output_tokens": 2, "total_tokens": 1200}),
             ("usage", {"model": "m", "input_tokens": 1, "output_tokens": 2, "total_tokens": 34}),
-            ("end", {"status": "done", "error": None}),
+            ("end", {"status": "done", "finish_reason": "stop", "error": None}),
         )
         route.fulfill(content_type="text/event-stream", body=text)
 
@@ -557,7 +557,7 @@ def test_the_client_tells_every_event_once(page: Page, site: Server, provider: P
     """`stream.js` alone, as on anybody's page."""
     run = "b" * 32
     chunks = [("chunk", {"content": str(n), "message": "m", "kind": "text"}) for n in range(4)]
-    whole = log(run, *chunks, ("end", {"status": "done", "error": None}))
+    whole = log(run, *chunks, ("end", {"status": "done", "finish_reason": "stop", "error": None}))
     twice = log(run, *chunks) + whole
     page.route(
         "**/events*", lambda route: route.fulfill(content_type="text/event-stream", body=twice)

@@ -165,7 +165,7 @@ def test_what_is_told_is_there_before_the_next_is(
         told = [data["value"] for type, data in run.until("custom", count) if type == "custom"]
         assert told == [{"done": number} for number in range(count)]
         gate.release()
-    types = [type for type, _ in run.until("end") if type not in ("step", "message", "chunk")]
+    types = [type for type, _ in run.until("end") if type not in ("step", "message_start", "chunk")]
     assert types[1:4] == ["custom"] * 3
     assert types.count("custom") == 3 + (source_of is as_graph_in_a_chain)  # and its output
 
@@ -201,7 +201,7 @@ def test_to_tell_something_is_a_sign_of_life(
         return "finished"
 
     events = ask(source_of(work), RunLimits(first=1.2, silence=1.2, total=30)).until("end")
-    assert events[-1][1] == {"status": "done", "error": None}
+    assert events[-1][1] == {"status": "done", "finish_reason": "stop", "error": None}
 
 
 def test_a_nodes_words_and_what_it_tells_of_them_come_in_their_order(
@@ -220,7 +220,7 @@ def test_a_nodes_words_and_what_it_tells_of_them_come_in_their_order(
     spoken = [piece for piece in said if piece in pieces]
     assert spoken == [piece for piece in pieces for _ in range(2)]
     types = [type for type, _ in events if type not in ("chunk", "custom")]
-    assert types == ["start", "step", "message", "usage", "step", "end"]
+    assert types == ["start", "step", "message_start", "usage", "step", "end"]
     # Only when the model was through: after its last word, and before what came then.
     last = [(type, data.get("name")) for type, data in events[-5:]]
     assert [type for type, _ in last] == ["custom", "usage", "custom", "step", "end"]
@@ -312,7 +312,7 @@ def test_what_was_told_before_a_failure_is_said(
         raise KeyError(question)
 
     events = ask(source_of(work)).until("end")
-    types = [type for type, _ in events if type not in ("step", "message", "chunk")]
+    types = [type for type, _ in events if type not in ("step", "message_start", "chunk")]
     assert types == ["start", "usage", "custom", "end"]
     assert events[-1][1]["error"]["code"] == "chain_error"
 
@@ -382,7 +382,7 @@ def test_a_source_that_nobody_runs_tells_all_of_it_as_well() -> None:
         return AIMessage("finished")
 
     said = list(LangChainSource(RunnableLambda(work)).stream(ASKED))
-    assert sorted(type for type, _ in said) == ["chunk", "custom", "message"]
+    assert sorted(type for type, _ in said) == ["chunk", "custom", "message_start"]
 
 
 # On gunicorn, in greenlets

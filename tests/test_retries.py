@@ -9,14 +9,14 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Self
 
 import pytest
 from langchain_core.exceptions import ModelConnectionError
-from langchain_core.language_models import BaseChatModel, FakeMessagesListChatModel
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_openai import ChatOpenAI
@@ -30,7 +30,6 @@ from flask_stream.config import Settings
 from flask_stream.errors import ErrorCode, RunFailed
 from flask_stream.sources.base import Input
 from flask_stream.sources.error_codes import error_code
-from flask_stream.sources.finish_reasons import cut, ended
 from flask_stream.sources.function import FunctionSource
 from flask_stream.sources.langchain import LangChainSource
 
@@ -75,7 +74,7 @@ def test_an_answer_that_breaks_off_before_its_first_token_is_asked_for_again(
 ) -> None:
     failing(provider, Script(["never said"], fault=fault), times=2)
     events = said(settings(provider.url))
-    assert [type for type, _ in events] == ["message", "chunk", "usage"]
+    assert [type for type, _ in events] == ["message_start", "chunk", "usage"]
     assert events[1][1]["content"] == "yes"
     assert len(provider.calls) == 3
 
@@ -341,39 +340,3 @@ def test_a_greenlet_that_pauses_is_stopped_as_well() -> None:
         "assert waits.wait(10) and task.interrupt() and task.join(10) and ends == [True]\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-# How an answer says that it is over
-
-
-@pytest.mark.parametrize(
-    ("about", "whole", "short"),
-    [
-        ({"model_provider": "openai"}, False, False),
-        ({"model_provider": "openai", "finish_reason": "stop"}, True, False),
-        ({"model_provider": "openai", "finish_reason": "length"}, True, True),
-        ({"model_provider": "openai", "status": "completed"}, True, False),
-        ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, 1, 1),
-        ({"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}, 1, 0),
-        ({"incomplete_details": None}, True, False),
-        ({"finish_reason": "MAX_TOKENS"}, True, True),
-        ({"stop_reason": "max_tokens"}, True, True),
-        ({"done_reason": "length"}, True, True),
-        ({"finish_reason": 2}, True, False),
-        ({}, True, False),
-    ],
-)
-def test_how_an_answer_ends(about: dict[str, Any], whole: bool, short: bool) -> None:
-    assert (ended(about), cut(about)) == (whole, short)
-
-
-def test_a_summary_that_was_cut_says_so_in_the_words_of_responses(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    about = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
-    model = FakeMessagesListChatModel(responses=[AIMessage("Once", response_metadata=about)])
-    summary = Summary(Settings(model=ones_own(monkeypatch, lambda: model)))
-    events: Iterator[Any] = FunctionSource(summary).stream(Input({"question": "A text."}))
-    assert ("custom", {"name": "cut", "value": "max_tokens"}) in [
-        (type, json.loads(data)) for type, data in events
-    ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessageChunk
+from langgraph.errors import GraphRecursionError
 
 from flask_stream.engine.admission import StartRequest
 from flask_stream.engine.chain import Chain
@@ -148,7 +149,7 @@ def test_a_run_is_read_to_its_end(make: Make) -> None:
     run, new = runs.starts.start(StartRequest("chain", QUESTION))
     assert new
     events = read(runs, run.id)
-    assert [event.type for event in events] == ["start", "message", "chunk", "chunk", "end"]
+    assert [event.type for event in events] == ["start", "message_start", "chunk", "chunk", "end"]
     assert [event.seq for event in events] == [1, 2, 3, 4, 5]
     assert read(runs, run.id) == events
     assert runs.read(Cursor(run.id, 5)) is None
@@ -182,6 +183,31 @@ def test_a_limit_ends_the_run(
     assert text(events) == said
 
 
+def test_the_end_says_why_the_model_stopped(make: Make) -> None:
+    def cut(question: str) -> Iterator[Any]:
+        yield AIMessageChunk(content="a", response_metadata={"stop_reason": "max_tokens"})
+        if question == "fail":
+            raise KeyError("x")
+
+    runs = make(cut)
+    assert end_of(read(runs, ask(runs))) == {
+        "status": "done", "finish_reason": "length", "error": None,
+    }  # fmt: skip
+    run, _ = runs.starts.start(StartRequest("chain", {"question": "fail"}))
+    assert end_of(read(runs, run.id))["finish_reason"] is None
+
+
+def test_a_graphs_step_limit_is_the_reason_of_a_failed_run(make: Make) -> None:
+    def loop(_: str) -> Iterator[str]:
+        yield "a"
+        raise GraphRecursionError("25 steps")
+
+    runs = make(loop)
+    end = end_of(read(runs, ask(runs)))
+    assert (end["status"], end["finish_reason"]) == ("failed", "step_limit")
+    assert end["error"]["code"] == "chain_error"
+
+
 def test_what_a_stopped_chain_still_says_is_not_written(make: Make, gate: threading.Event) -> None:
     closed = threading.Event()
 
@@ -200,7 +226,7 @@ def test_what_a_stopped_chain_still_says_is_not_written(make: Make, gate: thread
     gate.set()
     assert closed.wait(10)
     events = read(runs, run.id)
-    assert end_of(events) == {"status": "cancelled", "error": None}
+    assert end_of(events) == {"status": "cancelled", "finish_reason": None, "error": None}
     assert "b" not in text(events)
 
 

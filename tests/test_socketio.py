@@ -66,13 +66,13 @@ def test_events_are_packets() -> None:
     run = "r" * 16
     events = [
         Event(1, "start", '{"run":"x"}'),
-        Event(2, "message", '{"id":"m1","role":"assistant"}'),
+        Event(2, "message_start", '{"id":"m1","role":"assistant"}'),
         Event(3, "chunk", '{"content":"\\ud800","message":"m1","kind":"text"}'),
         Event(4, "tool_call", '{"id":"c1","name":"f","args":{"id":1}}'),
         Event(5, "tool_result", '{"id":"c1","name":"f","content":"x"}'),
         Event(6, "interrupt", '{"id":"i1","value":{}}'),
         Event(7, "custom", "{}"),
-        Event(8, "end", '{"status":"done","error":null}'),
+        Event(8, "end", '{"status":"done","finish_reason":"stop","error":null}'),
         Event(0, "end", encode({"status": "error", "error": {
             "code": "store_error", "message": "No.", "retryable": True}})),
     ]  # fmt: skip
@@ -81,7 +81,7 @@ def test_events_are_packets() -> None:
     assert made[6] == '2["stream_custom",{"id":"rrrrrrrrrrrrrrrr:7"}]'
     read = [json.loads(one.removeprefix("2")) for one in made]
     assert [name.removeprefix("stream_") for name, _ in read] == [
-        "start", "message", "chunk", "tool_call", "tool_result", "interrupt", "custom", "end",
+        "start", "message_start", "chunk", "tool_call", "tool_result", "interrupt", "custom", "end",
         "error",
     ]  # fmt: skip
     assert [data["id"] for _, data in read] == [*(f"{run}:{n}" for n in range(1, 9)), None]
@@ -90,10 +90,12 @@ def test_events_are_packets() -> None:
     assert read[4][1]["tool_call_id"] == "c1"
     assert read[5][1] == {"id": f"{run}:6", "interrupt_id": "i1", "value": {}}
     assert read[7][1] == {
-        "id": f"{run}:8", "full_response": "all of it", "status": "done", "run": run,
+        "id": f"{run}:8", "full_response": "all of it", "status": "done",
+        "finish_reason": "stop", "run": run,
     }  # fmt: skip
     assert read[8][1] == {
-        "id": None, "error": "No.", "code": "store_error", "retryable": True, "run": run,
+        "id": None, "error": "No.", "code": "store_error", "retryable": True,
+        "finish_reason": None, "run": run,
     }  # fmt: skip
     assert packet("error", told({"error": "x"})) == '2["stream_error",{"id": null, "error": "x"}]'
 
@@ -139,7 +141,7 @@ def test_the_official_client_is_told_a_run_by_its_log(
         assert client.transport == transports[-1]
         run = client.ask("What?")
         events = client.events(run)
-        assert [event["type"] for event in events[:2]] == ["start", "message"]
+        assert [event["type"] for event in events[:2]] == ["start", "message_start"]
         assert events[0]["data"]["input"] == {"question": "What?"}
         assert places(events) == list(range(1, len(events) + 1))
         assert events == as_told(log_of(site, run))
@@ -195,7 +197,7 @@ def test_what_events_call_their_id_is_named_apart(site: Server) -> None:
         assert data["tool_call"]["tool_call_id"] == data["tool_result"]["tool_call_id"] == "call-1"
         assert data["tool_call"]["args"] == {"id": "inner"}
         assert data["custom"] == {"name": "weather", "value": {"id": "rain"}}
-        assert data["message"]["message_id"] == data["chunk"]["message"]
+        assert data["message_start"]["message_id"] == data["chunk"]["message"]
 
 
 @either
@@ -373,7 +375,7 @@ def test_a_run_goes_on_without_its_connection(site: Server, provider: Provider) 
     provider.allow(2)
     events = log_of(site, run)
     assert text_of(events) == "abc"
-    assert events[-1]["data"] == {"status": "done", "error": None}
+    assert events[-1]["data"] == {"status": "done", "finish_reason": "stop", "error": None}
 
 
 # The page of the tutorials, with the official client for browsers

@@ -10,7 +10,7 @@ import pytest
 from langchain_core.callbacks import dispatch_custom_event
 from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.documents import Document
-from langchain_core.language_models import FakeMessagesListChatModel, GenericFakeChatModel
+from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -65,7 +65,7 @@ def test_a_token_is_a_chunk_with_a_parser_and_without(model: ChatOpenAI) -> None
 
 def test_usage_comes_through_a_parser(model: ChatOpenAI) -> None:
     said = events(LangChainSource(PROMPT | model | StrOutputParser()))
-    assert [type for type, _ in said] == ["message", "chunk", "chunk", "chunk", "usage"]
+    assert [type for type, _ in said] == ["message_start", "chunk", "chunk", "chunk", "usage"]
     assert said[-1][1]["total_tokens"] > 0
     assert said[-1][1]["model"] == "scripted"
 
@@ -98,10 +98,10 @@ def test_each_message_opens_once() -> None:
     pieces = [AIMessageChunk(content=c, id=id) for c, id in (("a", "1"), ("b", "1"), ("c", "2"))]
     said = events(saying(*pieces))
     assert [(t, d.get("id") or d["message"]) for t, d in said] == [
-        ("message", "m1"),
+        ("message_start", "m1"),
         ("chunk", "m1"),
         ("chunk", "m1"),
-        ("message", "m2"),
+        ("message_start", "m2"),
         ("chunk", "m2"),
     ]
 
@@ -133,11 +133,23 @@ def test_tool_calls_are_told_once_and_whole(provider: Provider, model: ChatOpenA
         ("tool_call", {"id": "call_add_0", "name": "add", "args": {"a": 1, "b": [2]}}),
         ("tool_call", {"id": "call_now_1", "name": "now", "args": {}}),
     ]
-    assert [type for type, _ in said] == ["message", "chunk", "tool_call", "tool_call", "usage"]
+    assert [type for type, _ in said] == [
+        "message_start",
+        "chunk",
+        "tool_call",
+        "tool_call",
+        "usage",
+    ]
     assert said[2:4] == calls
     whole: Any = RunnableLambda(lambda question: model.invoke(question, stream=False))
     said = events(LangChainSource(whole))
-    assert [type for type, _ in said] == ["message", "chunk", "tool_call", "tool_call", "usage"]
+    assert [type for type, _ in said] == [
+        "message_start",
+        "chunk",
+        "tool_call",
+        "tool_call",
+        "usage",
+    ]
     assert said[2:4] == calls
 
 
@@ -230,39 +242,8 @@ def test_mixed_messages_are_told_apart() -> None:
     assert [(d["message"], d["content"]) for type, d in said if type == "chunk"] == [
         *(("m1", "a"), ("m2", "b"), ("m1", "c"), ("m3", "d"), ("m4", "e"))
     ]
-    roles = [data["role"] for type, data in said if type == "message"]
+    roles = [data["role"] for type, data in said if type == "message_start"]
     assert roles == ["assistant", "assistant", "user", "critic"]
-
-
-@pytest.mark.parametrize("streams", [True, False])
-def test_an_answer_that_was_cut_says_so(
-    provider: Provider, model: ChatOpenAI, streams: bool
-) -> None:
-    provider.script = Script(["Once upon"], finish_reason="length")
-    whole: Any = RunnableLambda(lambda question: model.invoke(question, stream=False))
-    said = events(LangChainSource(model if streams else whole))
-    assert [data for type, data in said if type == "custom"] == [
-        {"name": "cut", "value": "max_tokens"}
-    ]
-
-
-@pytest.mark.parametrize(
-    "about",
-    [
-        {"stop_reason": "max_tokens"},
-        {"finish_reason": "MAX_TOKENS"},
-        {"done_reason": "length"},
-        {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
-    ],
-)
-def test_how_providers_say_that_they_cut(about: dict[str, Any]) -> None:
-    cut = AIMessage("x", response_metadata=about)
-    whole = AIMessage("x", response_metadata={"stop_reason": "end_turn"})
-    names = [
-        [data["name"] for type, data in events(LangChainSource(said)) if type == "custom"]
-        for said in (FakeMessagesListChatModel(responses=[one]) for one in (cut, whole))
-    ]
-    assert names == [["cut"], []]
 
 
 def test_what_a_chain_dispatches_is_an_event() -> None:
@@ -302,7 +283,7 @@ def test_a_function_says_events_of_its_own() -> None:
 
     said = events(FunctionSource(work))
     assert [type for type, _ in said] == [
-        *("custom", "progress", "message", "chunk", "chunk", "message", "chunk"),
+        *("custom", "progress", "message_start", "chunk", "chunk", "message_start", "chunk"),
         *("tool_call", "tool_result", "step", "state", "usage"),
     ]
     told = [data for _, data in said]
@@ -317,7 +298,7 @@ def test_a_function_says_events_of_its_own() -> None:
     [
         (("end", {"status": "done"}), "not 'end'"),
         (("start", {}), "not 'start'"),
-        (("message", {"id": "m9"}), "not 'message'"),
+        (("message_start", {"id": "m9"}), "not 'message_start'"),
         (("reset", {}), "not 'reset'"),
         ((["x"], {}), "not \\['x'\\]"),
         (("progress", {"done": 1}), "progress needs total"),

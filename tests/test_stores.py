@@ -161,7 +161,7 @@ def batch(run: Run, after: int, number: int = 1, owner: str = "me", text: str = 
 
 def ending(run: Run, after: int, number: int = 1, owner: str = "me") -> Batch:
     said = events(after, number - 1)
-    end = Event(after + number, "end", '{"status":"done","error":null}')
+    end = Event(after + number, "end", '{"status":"done","finish_reason":"stop","error":null}')
     return Batch(run.id, owner, after, [*said, end], "done")
 
 

@@ -72,7 +72,7 @@ def answer_of(stream: Stream) -> tuple[str, str]:
     """What a stream says, and how it ends."""
     events = list(stream.events())
     said = [json.loads(event.data) for event in events if event.type == "message"]
-    return "".join(data.get("content", "") for data in said), events[-1].type
+    return "".join(data["content"] for data in said), events[-1].type
 
 
 # Who gets one

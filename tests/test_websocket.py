@@ -137,8 +137,7 @@ def log_of(server: Server, run: str, **options: Any) -> list[dict[str, Any]]:
         return [
             {
                 "id": event.id,
-                "type": "chunk" if event.type == "message" and "content" in event.data
-                and "role" not in event.data else event.type,
+                "type": "chunk" if event.type == "message" else event.type,
                 "data": json.loads(event.data),
             }
             for event in stream.events()
@@ -221,8 +220,8 @@ def test_a_text_is_a_question_and_events_come_out(site: Server, provider: Provid
         socket.say("What?")
         events = socket.events()
         types = [event["type"] for event in events]
-        assert types == ["start", "message", "chunk", "chunk", "usage", "end"] or types == [
-            "start", "message", "chunk", "chunk", "end",
+        assert types == ["start", "message_start", "chunk", "chunk", "usage", "end"] or types == [
+            "start", "message_start", "chunk", "chunk", "end",
         ]  # fmt: skip
         assert places(events) == list(range(1, len(events) + 1))
         assert events[0]["data"]["input"] == {"question": "What?"}
@@ -566,7 +565,7 @@ def test_a_run_goes_on_without_its_connection(site: Server, provider: Provider) 
     provider.allow(2)
     events = log_of(site, run)
     assert text_of(events) == "abc"
-    assert events[-1]["data"] == {"status": "done", "error": None}
+    assert events[-1]["data"] == {"status": "done", "finish_reason": "stop", "error": None}
 
 
 def test_following_again_on_one_connection_begins_at_the_new_place(site: Server) -> None:
@@ -615,7 +614,7 @@ def test_the_worker_is_killed_and_another_goes_on_byte_for_byte(
         if whose == "one":
             assert end["error"]["code"] == "worker_lost"
         else:
-            assert end == {"status": "done", "error": None}
+            assert end == {"status": "done", "finish_reason": "stop", "error": None}
             assert text_of(whole) == "".join(f"word{n} " for n in range(40))
     assert len(provider.calls) == 1
 
@@ -1072,7 +1071,7 @@ def test_a_worker_that_leaves_says_1012_and_nothing_is_lost(
             provider.allow(15)
             events = socket.events()
             got += socket.received
-            assert events[-1]["data"] == {"status": "done", "error": None}
+            assert events[-1]["data"] == {"status": "done", "finish_reason": "stop", "error": None}
         with ws(stays) as socket:
             socket.ask(run=run, after=0)
             assert text_of(socket.events()) == "".join(f"word{n} " for n in range(20))

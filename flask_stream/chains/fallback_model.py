@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from ..concurrency import tasks
 from ..config import Settings
 from ..errors import ErrorCode, RunFailed
-from ..sources.finish_reasons import ended
+from ..sources.finish_reasons import is_complete
 from .local_model import ModelUnavailable
 from .models import chosen, fallback, maker
 from .retries import backoff, own_retries, passes
@@ -200,7 +200,7 @@ def _ended(chunks: list[ChatGenerationChunk]) -> bool:
     about: dict[str, Any] = {}
     for chunk in chunks:
         about |= (chunk.generation_info or {}) | chunk.message.response_metadata
-    return ended(about)
+    return is_complete(about)
 
 
 def _fault(error: Exception) -> RunFailed | None:

@@ -26,7 +26,7 @@ from langchain_core.messages.ai import add_ai_message_chunks
 
 from ..config import Settings
 from ..errors import BadRequest, ErrorCode, RunFailed
-from ..sources.finish_reasons import cut, ended
+from ..sources.finish_reasons import is_complete
 from .fallback_model import FallbackModel
 from .models import chosen
 from .text_split import grouped, split
@@ -172,13 +172,11 @@ def _said(model: BaseChatModel, messages: list[BaseMessage], id: str) -> Saying:
             yield chunk.model_copy(update={"id": id})
     whole = add_ai_message_chunks(*chunks)
     about = whole.response_metadata
-    if not ended(about):
+    if not is_complete(about):
         raise RunFailed(ErrorCode.MODEL_ERROR)  # the connection ended, and the answer had not
     if usage := whole.usage_metadata:
         counts = {name: count for name, count in usage.items() if isinstance(count, int)}
         yield "usage", {"model": about.get("model_name") or about.get("model"), **counts}
-    if cut(about):
-        yield "custom", {"name": "cut", "value": "max_tokens"}
     return whole.text
 
 

@@ -35,5 +35,7 @@ class Text:
                     # Without an id: it shares its place with the end that follows it.
                     yield frame(data["error"]["message"], type="error")
                 yield frame(data["status"], type="end", id=id)
+            elif event.type == "reconnect":
+                yield frame(event.data, type="reconnect")
             elif event.type == "unauthorized":
                 yield frame(event.value()["message"], type="error")

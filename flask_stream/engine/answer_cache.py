@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import ErrorCode, StoreError
 from ..events import NewEvent, encode
 from ..sources.base import Input, Source, Turn
+from ..sources.finish_reasons import FinishReason
 from ..stores.base import RUNNING, Run, Store
 from .chain import Chain
 from .history import turns
@@ -103,7 +104,7 @@ class ReplaySource(Source):
     def check(self, value: dict[str, Any]) -> None:
         self._source.check(value)
 
-    def stream(self, input: Input) -> Generator[NewEvent, None, None]:
+    def stream(self, input: Input) -> Generator[NewEvent, None, FinishReason | None]:
         reader = self._read(self._run)
         said = False
         try:
@@ -117,14 +118,16 @@ class ReplaySource(Source):
                         said = True
                         yield event.type, event.data
                 if shared.ended:
-                    status = shared.events[-1].value()["status"]
+                    end = shared.events[-1].value()
                     break
         finally:
             reader.close()
-        if status == "done":
+        if end["status"] == "done":
             yield "custom", encode({"name": "cached", "value": True})
-            return
+            reason = end.get("finish_reason")
+            return FinishReason(reason) if reason else None
         if said:
             yield "reset", encode({"attempt": 1, "reason": ErrorCode.MODEL_ERROR})
         # Who has stopped it meant that one alone; what has failed may fail again, for each in turn.
-        yield from (self._source if status == "failed" else self._again()).stream(input)
+        source = self._source if end["status"] == "failed" else self._again()
+        return (yield from source.stream(input))

@@ -16,7 +16,7 @@ KEPT = 2048
 PAGE = 1024
 
 #: The end of a log that was removed: nobody will write one any more.
-REMOVED = Event(0, "end", encode({"status": "cancelled", "error": None}))
+REMOVED = Event(0, "end", encode({"status": "cancelled", "finish_reason": None, "error": None}))
 
 
 class ReadBatch:

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +22,7 @@ from ..errors import ErrorCode
 from ..events import NewEvent, encode
 from ..sources.base import Input, Source
 from ..sources.error_codes import error_code
+from ..sources.finish_reasons import FinishReason, error_finish_reason
 from ..stores.base import Run
 from .history import shown
 from .log_writer import LogWriter, WriteFailure
@@ -88,6 +89,7 @@ class Runner:
         self._used = 0
         self._rest_at = 0.0
         self._asks = False
+        self._finish_reason: FinishReason | None = None
         self._told = False
         self._lock = threading.Lock()
         self._task: tasks.Task | None = None
@@ -123,13 +125,17 @@ class Runner:
             if self._stop is not None:
                 return self._stopped()
             code = error_code(error)
+            self._finish_reason = error_finish_reason(error)
             logger.exception("run %s: failed: %s", self.log.run, code)
             return "failed", code
         finally:
             self._pumping = False
         if self._stop is not None:
             return self._stopped()
-        return "interrupted" if self._asks else "done", None
+        if self._asks:
+            self._finish_reason = None  # the answer is not over: a person is asked
+            return "interrupted", None
+        return "done", None
 
     def _note(self, type: str, data: str) -> None:
         if type == "usage":
@@ -143,7 +149,7 @@ class Runner:
         tasks.scope().tell = self._tell
         slice = FIRST_SLICE
         give_way = clock() + slice
-        with closing(self._source.stream(input)) as said:
+        with closing(self._read(input)) as said:
             for what in said:
                 append(what)
                 if what[0] != "chunk":
@@ -156,6 +162,9 @@ class Runner:
                     self._rest()
                     slice = min(slice * 2, SLICE)
                     give_way = clock() + slice
+
+    def _read(self, input: Input) -> Generator[NewEvent, None, None]:
+        self._finish_reason = yield from self._source.stream(input)
 
     def _tell(self, what: NewEvent) -> None:
         """Say at once what the chain tells beside what it yields, from whichever of its threads."""
@@ -175,11 +184,12 @@ class Runner:
 
     def _stopped(self) -> tuple[str, ErrorCode | None]:
         self._pumping = False
+        self._finish_reason = None
         why = self._stop or StopReason.LOST
         return why.status, why.code
 
     def _finish(self, status: str, code: ErrorCode | None) -> None:
-        if self.log.close(status, end_data(status, code)):
+        if self.log.close(status, end_data(status, code, self._finish_reason)):
             self.status = status
             took = time.monotonic() - self._began
             logger.info("run %s: %s%s after %.1f s", self.log.run, status, _because(code), took)
@@ -253,12 +263,12 @@ def start_event(run: Run) -> NewEvent:
     return "start", encode(data)
 
 
-def end_data(status: str, code: ErrorCode | None) -> str:
+def end_data(status: str, code: ErrorCode | None, finish_reason: FinishReason | None = None) -> str:
     """The data of an `end` event."""
     error = None
     if code is not None:
         error = {"code": code, "message": code.sentence, "retryable": code.retryable}
-    return encode({"status": status, "error": error})
+    return encode({"status": status, "finish_reason": finish_reason, "error": error})
 
 
 def _because(code: ErrorCode | None) -> str:

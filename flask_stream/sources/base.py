@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ..events import NewEvent
+from .finish_reasons import FinishReason
 
 #: No answer at all: an answer may be anything that JSON can say, null included.
 NO_ANSWER: Final = object()
@@ -90,8 +91,10 @@ class Source(ABC):
         """Raise BadRequest for an input that cannot come after these turns."""
 
     @abstractmethod
-    def stream(self, input: Input) -> Generator[NewEvent, None, None]:
-        """Ask the chain and yield what it says, as it says it.
+    def stream(self, input: Input) -> Generator[NewEvent, None, FinishReason | None]:
+        """Ask the chain, yield what it says, as it says it, and return why its answer is over.
+
+        The reason is None where it is not known.
 
         Closing the generator closes the chain's. Raises whatever the chain raises, or `Fault`.
         """

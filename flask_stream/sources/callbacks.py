@@ -4,9 +4,8 @@ A callback hears of them also where a parser hides the messages, where a node on
 model, and where a branch runs in another greenlet. There it is also the one who says that the
 run has been stopped.
 
-Each call is told as a `usage` event. An answer that the model cut off at its token limit is told
-as well, once per call: `custom`, `{"name": "cut", "value": "max_tokens"}`. What a chain dispatches
-(`dispatch_custom_event`) is `custom`, too, or `progress`.
+Each call is told as a `usage` event. What a chain dispatches (`dispatch_custom_event`) is
+`custom`, or `progress`. Why the last call ended is the run's finish reason.
 
 All of it goes out when it is told, while the chain is still at work and yields nothing: by the way
 on which the chain streams, where that has a place for it, else straight to whoever asked.
@@ -25,7 +24,7 @@ from ..concurrency import tasks
 from ..errors import ErrorCode, RunFailed
 from ..events import NewEvent, encode
 from .error_codes import error_code
-from .finish_reasons import cut, ended
+from .finish_reasons import FinishReason, finish_reason, is_complete, reason_in
 from .messages import plain
 
 
@@ -46,6 +45,8 @@ class RunCallbacks(BaseCallbackHandler):
     def __init__(self, post: Callable[[StreamMarker], None] | None = None) -> None:
         self.told: deque[NewEvent] = deque()
         self.broken = False
+        #: Why the last model call ended, as far as its provider has said.
+        self.finish_reason: FinishReason | None = None
         self._post = post
         self._posted: dict[StreamMarker, NewEvent] = {}
         self._failures: list[BaseException] = []
@@ -123,10 +124,13 @@ class RunCallbacks(BaseCallbackHandler):
         for generation in (one for some in response.generations for one in some):
             if isinstance(generation, ChatGeneration):
                 self._answered(generation.message)
+            else:
+                self.finish_reason = reason_in(generation.generation_info or {})
 
     def _answered(self, message: Any) -> None:
         about = message.response_metadata
-        if not ended(about):
+        self.finish_reason = finish_reason(message)
+        if not is_complete(about):
             self.broken = True
         usage = getattr(message, "usage_metadata", None)
         if usage:
@@ -137,8 +141,6 @@ class RunCallbacks(BaseCallbackHandler):
                 "total_tokens": usage["total_tokens"],
             }
             self._tell(("usage", encode(cost)))
-        if cut(about):
-            self._tell(custom("cut", "max_tokens"))
 
 
 def custom(name: str, value: Any) -> NewEvent:

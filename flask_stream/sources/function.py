@@ -33,6 +33,7 @@ from langchain_core.messages import BaseMessage
 from ..errors import BadRequest
 from ..events import NewEvent, encode
 from .base import Input, Source, Turn
+from .finish_reasons import FinishReason, finish_reason, states_reason
 from .messages import Messages, plain
 
 _STATUSES = {"step": ("start", "done", "failed"), "tool_result": ("success", "error")}
@@ -74,16 +75,19 @@ class FunctionSource(Source):
         if own is not None:
             own(value, earlier)
 
-    def stream(self, input: Input) -> Generator[NewEvent, None, None]:
+    def stream(self, input: Input) -> Generator[NewEvent, None, FinishReason | None]:
         messages = Messages()
         said = self._function(input if self._whole else input.question)
         pieces = [said] if isinstance(said, str) else said
+        reason: FinishReason | None = None
         try:
             for piece in pieces:
                 if isinstance(piece, str):
                     yield from messages.text(piece)
                 elif isinstance(piece, BaseMessage):
                     yield from messages.said(piece)
+                    if states_reason(piece.response_metadata):
+                        reason = finish_reason(piece)
                 else:
                     yield from _event(piece, messages)
         finally:
@@ -91,6 +95,7 @@ class FunctionSource(Source):
             if close is not None:
                 close()
         yield from messages.end()
+        return reason
 
 
 def _takes_input(function: Callable[..., Any]) -> bool:

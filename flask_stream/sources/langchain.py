@@ -16,6 +16,7 @@ from ..errors import ErrorCode, RunFailed
 from ..events import NewEvent
 from .base import Input, Source
 from .callbacks import RunCallbacks, custom
+from .finish_reasons import FinishReason
 from .inputs import InputSchema, input_mapper
 from .messages import Messages
 
@@ -41,7 +42,7 @@ class LangChainSource(Source):
     def check(self, value: dict[str, Any]) -> None:
         self._fitting.check(value, self._prepared)
 
-    def stream(self, input: Input) -> Generator[NewEvent, None, None]:
+    def stream(self, input: Input) -> Generator[NewEvent, None, FinishReason | None]:
         calls = RunCallbacks()
         messages = Messages()
         config: RunnableConfig = {"callbacks": [calls]}
@@ -69,3 +70,4 @@ class LangChainSource(Source):
                 close()
         yield from messages.end()
         yield from calls.end()
+        return calls.finish_reason

@@ -36,6 +36,7 @@ from ..errors import ErrorCode, RunFailed
 from ..events import NewEvent, new_id
 from .base import CONTINUE, NO_ANSWER, Input, Source
 from .callbacks import RunCallbacks, StreamMarker
+from .finish_reasons import FinishReason
 from .inputs import InputSchema
 from .langgraph_events import Events, Shown
 from .langgraph_resume import RUN, StartMode, StartPoint, answer, find_start, note
@@ -104,7 +105,7 @@ class LangGraphSource(Source):
     def durable(self) -> bool:
         return self._saver is not None
 
-    def stream(self, input: Input) -> Generator[NewEvent, None, None]:
+    def stream(self, input: Input) -> Generator[NewEvent, None, FinishReason | None]:
         calls = RunCallbacks(_post)
         place = (
             find_start(self._saver, input)
@@ -151,6 +152,7 @@ class LangGraphSource(Source):
             note(self._saver, place, input.run)
         yield from events.end()
         yield from calls.end()
+        return calls.finish_reason
 
     def _asked(self, input: Input, place: StartPoint) -> Any:
         """The graph's input. Raises ValueError for an answer that nobody has asked for."""

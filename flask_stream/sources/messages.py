@@ -1,4 +1,4 @@
-"""What models and tools say, as events: `message`, `chunk`, `tool_call`, `tool_result`.
+"""What models and tools say, as events: `message_start`, `chunk`, `tool_call`, `tool_result`.
 
 Messages of several models may come mixed, as parallel nodes of a graph stream them: they are
 told apart by their ids. A tool call is told once and whole, when its last piece is there.
@@ -156,7 +156,7 @@ def plain(value: Any) -> Any:
 
 
 def _opening(message: str, role: str, node: str | None) -> NewEvent:
-    return "message", encode({"id": message, "role": role, "node": node})
+    return "message_start", encode({"id": message, "role": role, "node": node})
 
 
 def _role(said: BaseMessage) -> str:

@@ -8,10 +8,9 @@
 //     onEvent: ({ type, data }) => { if (type === "chunk") console.log(data.content); },
 //   });
 
-// Everything but chunks is named by its type. A `message` event is not in this list: an
-// EventSource cannot tell `event: message` from an event without a name, see `unnamed`.
+// Every event but a chunk is named by its type.
 const NAMED = [
-  "start", "tool_call", "tool_result", "step", "state", "progress",
+  "start", "message_start", "tool_call", "tool_result", "step", "state", "progress",
   "custom", "usage", "interrupt", "reset", "end",
 ];
 // No server, or a gateway that has none: the network, which is tried for as long as it takes.
@@ -75,8 +74,11 @@ export function openRun({ url, after = 0, withCredentials = false, onEvent, onSt
       if (source.readyState === EventSource.CLOSED) inquire();
       else tell("reconnecting");
     };
-    source.onmessage = (event) => take(null, event);
+    source.onmessage = (event) => take("chunk", event);
     for (const type of NAMED) source.addEventListener(type, (event) => take(type, event));
+    // The worker is about to go. Without this, the browser would come back by itself as well, but
+    // with no say of ours in when.
+    source.addEventListener("reconnect", ({ data }) => later(JSON.parse(data).after * 1000));
     source.addEventListener("unauthorized", ({ data }) => {
       finish("refused", { status: 401, detail: JSON.parse(data).message, retryAfter: 0 });
     });
@@ -88,13 +90,12 @@ export function openRun({ url, after = 0, withCredentials = false, onEvent, onSt
     return from;
   }
 
-  function take(name, event) {
+  function take(type, event) {
     const colon = event.lastEventId.lastIndexOf(":");
     const seq = Number(event.lastEventId.slice(colon + 1));
     // An `end` that could not be stored has no place of its own, and counts all the same.
-    if (!(seq > last) && name !== "end") return;
+    if (!(seq > last) && type !== "end") return;
     const data = JSON.parse(event.data);
-    const type = name ?? unnamed(data);
     last = Math.max(seq, last);
     tries = 0;
     if (type === "end") finish();
@@ -221,11 +222,6 @@ export class Refusal extends Error {
 export function newRun() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
-// A `chunk` comes without a name and a `message` by the name that means the same: only their data differ.
-function unnamed(data) {
-  return "content" in data ? "chunk" : "message";
 }
 
 // How a read is answered; nothing of an answer that can be read is waited for.

@@ -13,7 +13,7 @@ from ..events import Event, encode
 _EVENT = "2"
 #: What these types call `id` themselves: here that is the event's.
 _OWN_ID = {
-    "message": "message_id",
+    "message_start": "message_id",
     "tool_call": "tool_call_id",
     "tool_result": "tool_call_id",
     "interrupt": "interrupt_id",
@@ -37,13 +37,21 @@ def _packet(run: str, event: Event, full: Callable[[], str]) -> str:
         end = event.value()
         error = end["error"]
         if error is not None:
-            told = {"error": error["message"], "code": error["code"]}
-            return packet(
-                "error", _with(id, encode(told | {"retryable": error["retryable"], "run": run}))
-            )
-        return packet(
-            "end", _with(id, encode({"full_response": full(), "status": end["status"], "run": run}))
-        )
+            failure = {
+                "error": error["message"],
+                "code": error["code"],
+                "retryable": error["retryable"],
+                "finish_reason": end.get("finish_reason"),
+                "run": run,
+            }
+            return packet("error", _with(id, encode(failure)))
+        ending = {
+            "full_response": full(),
+            "status": end["status"],
+            "finish_reason": end.get("finish_reason"),
+            "run": run,
+        }
+        return packet("end", _with(id, encode(ending)))
     if type in _OWN_ID:
         value = event.value()
         data = encode({_OWN_ID[type]: value.pop("id", None)} | value)

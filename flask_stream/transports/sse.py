@@ -27,8 +27,8 @@ from .base import LOOK, Permit
 
 logger = logging.getLogger(__name__)
 
-#: A comment: it has no meaning for a client, and keeps what is between it and us awake.
-HEARTBEAT = b":\n\n"
+#: A comment: clients ignore it, and it keeps proxies from closing a silent connection.
+COMMENT = b":\n\n"
 #: Seconds over which the clients of a worker that leaves come back to the others.
 SPREAD = 2.0
 
@@ -82,20 +82,22 @@ class SSEStream:
     def frames(self) -> Iterator[bytes]:
         """Yield what to write, until the stream ends."""
         reader, dialect, timings = self.reader, self._dialect, self._timings
-        # At once, so that the client has its headers while the model is still thinking.
-        yield _retry(timings.reconnect)
+        # A comment sends the headers at once, while the model is still thinking. `retry` must not:
+        # alone in its block, it reaches some clients as a message without data.
+        yield COMMENT
+        retry = _retry(timings.reconnect)
         while not self.gone:
             if time.monotonic() >= self.next_check:
                 refusal = self.permit.refusal()
                 if refusal is not None:
-                    yield dialect.frames(reader.run, [_unauthorized(refusal)])
+                    yield retry + dialect.frames(reader.run, [_unauthorized(refusal)])
                     return
                 self.next_check = self.permit.due()
             try:
                 batch = reader.take()
             except StoreError as error:
                 logger.warning("run %s: store: %s: reader sent away", reader.run, error)
-                yield _retry(timings.reconnect + random.uniform(0, SPREAD))  # noqa: S311
+                yield self._send_away()
                 return
             if batch is not None:
                 frames = batch.frames.get(dialect.name)
@@ -103,17 +105,25 @@ class SSEStream:
                     frames = batch.frames[dialect.name] = dialect.frames(reader.run, batch.events)
                 if frames:
                     self.next_heartbeat = time.monotonic() + timings.heartbeat
-                    yield frames
+                    # Outside of the frames, which all readers of the run share.
+                    yield retry + frames if retry else frames
+                    retry = b""
                 if batch.ended:
                     return
                 continue
             if self._draining():
-                yield _retry(timings.reconnect + random.uniform(0, SPREAD))  # noqa: S311
+                yield self._send_away()
                 return
             if time.monotonic() >= self.next_heartbeat:
                 self.next_heartbeat = time.monotonic() + timings.heartbeat
-                yield HEARTBEAT
+                yield COMMENT
             reader.wait()
+
+    def _send_away(self) -> bytes:
+        """Return the event that tells the client when to come back, to another worker."""
+        after = round(self._timings.reconnect + random.uniform(0, SPREAD), 3)  # noqa: S311
+        event = Event(0, "reconnect", encode({"after": after}))
+        return _retry(after) + self._dialect.frames(self.reader.run, [event])
 
     def close(self) -> None:
         """Close the reader, release the permit, and forget the stream."""
@@ -206,4 +216,5 @@ def _unauthorized(sentence: str) -> Event:
 
 
 def _retry(seconds: float) -> bytes:
-    return b"retry: %d\n\n" % (seconds * 1000)
+    """Return the line that sets a client's reconnection time; an event's block has to follow."""
+    return b"retry: %d\n" % (seconds * 1000)

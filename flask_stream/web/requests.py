@@ -111,6 +111,7 @@ def cursor(run: str | None) -> Cursor | None:
     # A browser that reconnects repeats the URL, `after` and all, and knows better by now.
     for field, text in (
         ("Last-Event-ID", request.headers.get("Last-Event-ID")),
+        ("lastEventId", request.args.get("lastEventId")),  # as event-source-polyfill sends it
         ("after", request.args.get("after")),
     ):
         if text:
