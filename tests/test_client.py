@@ -362,7 +362,9 @@ def test_who_signs_out_is_told_in_mid_answer(
         )
         says(page, "Dear Ada,")
         ask(page, "Are you there?")
-        expect(page.get_by_role("alert").filter(has_text="Sign in to start a run here.")).to_be_visible()
+        expect(
+            page.get_by_role("alert").filter(has_text="Sign in to start a run here.")
+        ).to_be_visible()
         page.request.post(f"{server.url}/login/ada")
         page.reload()
         expect(page.get_by_label("Your question")).to_have_value("Are you there?")
@@ -377,7 +379,12 @@ def test_who_signs_out_is_told_in_mid_answer(
 @pytest.mark.parametrize(
     ("status", "detail", "retry_after", "words"),
     [
-        (429, "You are starting runs too often.", 7, "You are starting runs too often. Try again in 7 seconds."),
+        (
+            429,
+            "You are starting runs too often.",
+            7,
+            "You are starting runs too often. Try again in 7 seconds.",
+        ),
         (429, None, 1, "Too many questions at once. Try again in a second."),
         (429, "Today's tokens are used up.", 30_000, "… used up. Try again in 9 hours."),
         (503, None, 600, "The service is busy. Try again in 10 minutes."),
@@ -467,7 +474,9 @@ def test_limits_of_the_service_in_a_browser(page: Page, provider: Provider) -> N
         ask(other, "A second?")
         reaches(other, "done")
         ask(other, "A third?")
-        told = other.get_by_role("alert").filter(has_text="You are starting runs too often. Try again in")
+        told = other.get_by_role("alert").filter(
+            has_text="You are starting runs too often. Try again in"
+        )
         expect(told).to_have_text(re.compile(r"often\. Try again in \d+ minutes\.$"))
         expect(other.get_by_label("Your question")).to_have_value("A third?")
         assert len(provider.calls) == 2
