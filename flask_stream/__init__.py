@@ -1,7 +1,8 @@
-"""Put a LangChain chain or a LangGraph graph in front of people."""
+"""Stream LangChain chains and LangGraph graphs from Flask, as durable runs."""
 
 from typing import TYPE_CHECKING, Any
 
+from .engine.chain_options import Cache
 from .errors import ConfigError, ErrorCode, RequestError, RunFailed, StoreError, StreamError
 from .extension import FlaskStream
 from .sources.base import Input, Turn
@@ -13,10 +14,12 @@ __all__ = [
     # The service, and the extension for an app of your own
     "create_app",
     "FlaskStream",
-    # What a chain is asked with
+    # How a chain is added
+    "Cache",
+    # What a chain gets
     "Input",
     "Turn",
-    # What can go wrong
+    # Errors
     "ConfigError",
     "ErrorCode",
     "RequestError",
@@ -29,7 +32,7 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        # Only the service needs the built-in chains and the models' packages: imported late.
+        # Imported late: it imports the built-in chains and the packages of their models.
         if name == "create_app":
             from .app import create_app
 

@@ -40,6 +40,7 @@ def create_app(**settings: Any) -> Flask:
     app = Flask(__name__, static_folder=None, template_folder=None)
     app.config.from_prefixed_env()
     app.config.setdefault("STREAM_PAGE", True)
+    app.config.setdefault("STREAM_OPENAPI", "/openapi.json")
     configure_logging()
     for name in (f"STREAM_{field.name.upper()}" for field in fields(Settings)):
         if name in os.environ and f"FLASK_{name}" not in os.environ:

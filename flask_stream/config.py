@@ -9,6 +9,7 @@ start, which names the setting.
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -32,11 +33,19 @@ def _setting(
     *,
     least: float | None = None,
     most: float = LONGEST,
+    form: tuple[str, str] | None = None,
     secret: bool = False,
 ) -> Any:
     # What is secret is not in the settings' repr, where a log or a trace could show it.
-    metadata = {"help": help, "least": least, "most": most}
+    metadata = {"help": help, "least": least, "most": most, "form": form}
     return field(default=default, repr=not secret, metadata=metadata)
+
+
+#: A path below which routes are, or of one: a pattern, and how an error describes it.
+_PATH = (r"(/[A-Za-z0-9._~-]+)*", "a path that begins with / and does not end with one")
+
+#: Settings that had another name.
+_RENAMED = {"cache": "model_folder"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +190,25 @@ class Settings:
     run_timeout: float = _setting(1800, "For a whole run.", least=0.1)
     lease: float = _setting(15, "Within which a dead worker's runs end as `worker_lost`.", least=1)
     keep: float = _setting(604_800, "After which a run that is over is removed: a week.", least=1)
-    cache: str | None = _setting(
+    model_folder: str | None = _setting(
         None, "Folder for the embedded model. Not set: `flask_stream` in the user's cache folder."
     )
     local_url: str | None = _setting(
         None, "URL of the embedded model's server; set by the gunicorn master that started it."
     )
     local_key: str | None = _setting(None, "Its key; set likewise.", secret=True)
+    url_prefix: str = _setting(
+        "",
+        "Path that every route is below, static files and Socket.IO included, such as `/ai`. "
+        "Empty: the root.",
+        form=_PATH,
+    )
+    openapi: str = _setting(
+        "/stream/openapi.json",
+        "Path of the OpenAPI description, below the prefix; `create_app` has `/openapi.json`. "
+        "Empty: none.",
+        form=_PATH,
+    )
     page: bool = _setting(False, "Whether to serve the chat page at `/`; `create_app` does.")
     title: str = _setting("flask_stream", "The page's title.")
 
@@ -204,7 +225,7 @@ class Settings:
                 values[key.removeprefix(PREFIX).lower()] = value
         values |= {name.lower(): value for name, value in given.items()}
         for name in values.keys() - known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(_RENAMED.get(name, name), known, n=1)
             hint = f": did you mean {PREFIX}{near[0].upper()}?" if near else ""
             raise ConfigError(PREFIX + name.upper(), f"is not a setting{hint}")
         hints = get_type_hints(cls)
@@ -235,6 +256,9 @@ def _checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(setting, f"is {value!r}, and should be {_WORDS[kind]}")
+    form = metadata["form"]
+    if form is not None and re.fullmatch(form[0], value) is None:
+        raise ConfigError(setting, f"is {value!r}, and should be {form[1]}")
     least, most = metadata["least"], metadata["most"]
     if least is not None and not value >= least:
         raise ConfigError(setting, f"is {value!r}, and should be at least {least:g}")

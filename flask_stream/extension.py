@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from flask import Flask, current_app
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from .config import LONGEST, Settings
-from .engine.admission import MULTITASK, Multitask
+from .config import Settings
+from .engine.admission import Multitask
 from .engine.chain import Chain
+from .engine.chain_options import Cache, check_options
 from .errors import ConfigError
 from .registry import is_graph, make_source
 from .service import Service, make_service
 from .sources.base import Input
+from .web.host_app import EXTENSION, check_names, check_routes
 from .web.routes import make_blueprint
 from .web.sockets import add_socketio, add_websocket, make_handshake
 
 Function = TypeVar("Function", bound=Callable[..., Iterable[Any]])
 
-#: Seconds for which shared answers are kept.
-DAY = 86_400.0
-#: What a chain may be called: it becomes part of a URL.
+#: What a chain may be called: its name becomes part of a URL.
 _NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 
 
@@ -47,19 +47,25 @@ class FlaskStream:
     def init_app(self, app: Flask) -> None:
         """Give an app the streaming endpoints. Chains may be added before or after."""
         settings = Settings.load(app.config, self._given)
+        check_names(app)
         if settings.proxies:
             hops = settings.proxies
             fixed = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)
             app.wsgi_app = fixed  # type: ignore[method-assign]
         handshake = make_handshake(app)
         service = make_service(app, settings, self._chains, handshake)
-        app.extensions["flask_stream"] = service
         blueprint = make_blueprint(settings, service.access)
         if service.websocket is not None:
             add_websocket(blueprint, service.websocket)
         if service.socketio is not None and service.socketio.own:
             add_socketio(blueprint, service.socketio, handshake)
         app.register_blueprint(blueprint)
+        try:
+            check_routes(app, settings.url_prefix)
+        except ConfigError:
+            service.close()
+            raise
+        app.extensions[EXTENSION] = service
 
     def add(
         self,
@@ -67,83 +73,75 @@ class FlaskStream:
         chain: Any,
         *,
         input: Callable[[Input], Any] | None = None,
-        on_lost: Literal["fail", "restart"] = "fail",
-        attempts: int = 3,
+        state: bool | Sequence[str] | Callable[[Any], Any] = False,
         public: bool = False,
         multitask: Multitask = "refuse",
-        cache: float | Literal["shared"] | None = None,
-        version: str = "",
-        state: bool | Sequence[str] | Callable[[Any], Any] = False,
-        refusal: Callable[[], str | None] | None = None,
+        cache: float | Cache | None = None,
+        restarts: int = 0,
         history_tokens: int | None = None,
+        refusal: Callable[[], str | None] | None = None,
     ) -> None:
-        """Let `chain` be asked as `name`: at `/stream_<name>`, and by `POST /runs`.
+        """Add a chain under a name: it answers at `/stream_<name>` and through `POST /runs`.
 
-        A chain is anything with LangChain's `stream`, a compiled LangGraph graph, or a function
-        of one question that yields text. `input` turns a question into the chain's own input
-        where that is not plain from its input schema.
+            stream.add("chat", prompt | model)
+            stream.add("faq", chain, public=True, cache=Cache(3600, shared=True), restarts=2)
 
-        `on_lost="restart"` has another worker start a run anew when its own is gone, up to
-        `attempts` tries in all: only for chains that may be asked twice, since the model is paid
-        twice. A graph with a checkpointer goes on from its last checkpoint instead.
+        A chain is anything with LangChain's `stream` method, a compiled LangGraph graph, or a
+        function that takes a question and yields text.
 
-        `public=True` lets people ask who are not signed in, and with `STREAM_ORIGINS=*` the
-        pages of any site.
+        `input` is a function that turns an `Input` into the chain's own input. It is needed where
+        the chain's input schema does not say where the question goes.
 
-        `multitask` says what becomes of a question whose conversation has a live run: it is
-        refused (409), waits (`queue`), or goes on after the live one is stopped, behind it
-        (`interrupt`) or in its place (`replace`).
+        `state` is what clients may see of a graph's state after each step: nothing (False), all of
+        it (True), the named keys, or what a function returns for it.
 
-        `cache` is for how many seconds the same question after the same history, by the same
-        principal, is answered from what was said before; `"shared"` is for a day and across all
-        principals, for answers that are nobody's own. A chain that has changed says so with
-        another `version`.
+        `public=True` lets people use the chain without signing in, and with `STREAM_ORIGINS=*`
+        from the pages of any site.
 
-        `state` is what clients may see of a graph's state after each step: nothing, all of it,
-        the keys that are named, or what a function makes of it. `refusal` is asked before each
-        run why the chain cannot answer at all, a sentence for people; None if it can.
+        `multitask` is what happens to a question whose conversation has a live run: it is refused
+        with 409 (`refuse`), waits (`queue`), or stops the live run and then follows it
+        (`interrupt`) or takes its place (`replace`).
 
-        `history_tokens` is how many tokens of earlier turns, about, a question brings along for
-        a chain that takes them as messages; None for `STREAM_HISTORY_TOKENS`.
+        `cache` answers the same question after the same history without calling the model: for
+        that many seconds to the same principal, or as a `Cache` says.
 
-        Raises ConfigError for a chain that cannot be asked.
+        `restarts` is how often another worker may start a run anew when its own is lost. The model
+        is then called, and paid for, again. A graph with a checkpointer needs none: it continues
+        from its last checkpoint.
+
+        `history_tokens` is about how many tokens of earlier turns the chain gets as messages.
+        None: `STREAM_HISTORY_TOKENS`.
+
+        `refusal` is called before each run. It returns None, or a sentence for the user that says
+        why the chain cannot answer at all.
+
+        Raises ConfigError for a chain that cannot be streamed and for a wrong option.
         """
-        if re.fullmatch(_NAME, name) is None:
-            told = "use a-z, 0-9, '-' and '_', beginning with a letter or digit, 64 at most"
-            raise ConfigError(f"chain {name!r}", f"is no name: {told}")
-        if name in self._chains:
-            raise ConfigError(f"chain {name!r}", "is there already")
-        if on_lost not in ("fail", "restart"):
-            told = f"has on_lost={on_lost!r}, and should have 'fail' or 'restart'"
-            raise ConfigError(f"chain {name!r}", told)
-        if not isinstance(attempts, int) or attempts < 1:
-            told = f"has attempts={attempts!r}, and should have 1 or more"
-            raise ConfigError(f"chain {name!r}", told)
-        source = make_source(name, chain, input, state)
-        if multitask not in MULTITASK:
-            told = f"has multitask={multitask!r}, and should have one of {', '.join(MULTITASK)}"
-            raise ConfigError(f"chain {name!r}", told)
-        if history_tokens is not None and history_tokens < 0:
-            told = f"has history_tokens={history_tokens!r}, and should have 0 or more"
-            raise ConfigError(f"chain {name!r}", told)
-        shared = cache == "shared"
-        seconds = DAY if shared else cache or 0.0
-        if isinstance(seconds, bool | str) or not 0 <= seconds <= LONGEST:
-            told = f"has cache={cache!r}, and should have seconds, up to {LONGEST}, or 'shared'"
-            raise ConfigError(f"chain {name!r}", told)
-        if seconds and is_graph(chain) and chain.checkpointer is not False:
+        if not isinstance(name, str) or re.fullmatch(_NAME, name) is None:
             raise ConfigError(
-                f"chain {name!r}", "has a cache, and a state that would miss what it answers"
+                f"chain {name!r}",
+                "has a name that cannot be part of a URL: use up to 64 of a-z, 0-9, '-' and '_', "
+                "and begin with a letter or digit",
+            )
+        if name in self._chains:
+            raise ConfigError(f"chain {name!r}", "has already been added")
+        cached = check_options(name, restarts, multitask, history_tokens, cache)
+        source = make_source(name, chain, input, state)
+        if cached is not None and is_graph(chain) and chain.checkpointer is not False:
+            raise ConfigError(
+                f"chain {name!r}",
+                f"has cache={cache!r}, and a graph that keeps state: its state would not have the "
+                "answers from the cache",
             )
         self._chains[name] = Chain(
             name,
             source,
-            attempts=attempts if on_lost == "restart" else 1,
+            attempts=restarts + 1,
             public=public,
             multitask=multitask,
-            cache=seconds,
-            shared=shared,
-            version=version,
+            cache=0.0 if cached is None else cached.seconds,
+            shared=cached is not None and cached.shared,
+            version="" if cached is None else cached.version,
             refusal=refusal,
             history_tokens=history_tokens,
         )

@@ -101,7 +101,7 @@ def on_starting(server: Arbiter) -> None:
             if provider == "local"
         ]
         if names and settings.local_url is None:
-            model = start_local(names[0], settings.cache)
+            model = start_local(names[0], settings.model_folder)
             os.environ["FLASK_STREAM_LOCAL_URL"] = model.url
             os.environ["FLASK_STREAM_LOCAL_KEY"] = model.api_key
             _started.append(model)
@@ -125,6 +125,16 @@ def post_worker_init(worker: Worker) -> None:
     worker.log.error_log.addFilter(_no_fault)
     service = _service(worker)
     if service is not None:
+        # Not imported above: the master reads this file before it forks, without the app.
+        from gunicorn.workers.gthread import ThreadWorker
+        from gunicorn.workers.sync import SyncWorker
+
+        from .web.host_app import ONE_REQUEST, ONE_THREAD_EACH, warn_once
+
+        if isinstance(worker, SyncWorker):
+            warn_once(ONE_REQUEST)
+        elif isinstance(worker, ThreadWorker):
+            warn_once(ONE_THREAD_EACH)
         service.access.quotas.fit(worker.cfg.worker_connections)
     # gunicorn has no hook for being told to go. The master counts its grace from its signal, the
     # worker from its own last look; so the master's SIGKILL comes first, and no `finally` runs.

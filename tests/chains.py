@@ -23,7 +23,7 @@ model = ChatOpenAI(
     max_retries=0,
 )
 stream.add("chat", model)
-stream.add("again", model, on_lost="restart", attempts=2)
+stream.add("again", model, restarts=1)
 
 
 def steps() -> StateGraph[MessagesState]:
@@ -35,7 +35,7 @@ def steps() -> StateGraph[MessagesState]:
     return graph
 
 
-stream.add("steps", steps().compile(), on_lost="restart")
+stream.add("steps", steps().compile(), restarts=2)
 
 
 @stream.chain("count")

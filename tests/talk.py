@@ -13,7 +13,7 @@ from flask import Flask
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI
 
-from flask_stream import FlaskStream
+from flask_stream import Cache, FlaskStream
 
 app = Flask(__name__)
 app.config.from_prefixed_env()
@@ -31,9 +31,9 @@ stream.add("chat", talk)
 stream.add("queue", talk, multitask="queue")
 stream.add("interrupt", talk, multitask="interrupt")
 stream.add("replace", talk, multitask="replace")
-stream.add("cached", talk, cache=3600, version=os.environ.get("TALK_VERSION", ""))
+stream.add("cached", talk, cache=Cache(3600, version=os.environ.get("TALK_VERSION", "")))
 stream.add("other", talk, cache=3600)
 stream.add("brief", talk, cache=float(os.environ["TALK_BRIEF"]))
-stream.add("shared", talk, cache="shared")
+stream.add("shared", talk, cache=Cache(shared=True))
 stream.add("waits", talk, cache=3600, multitask="queue")
-stream.add("again", talk, cache=3600, on_lost="restart")
+stream.add("again", talk, cache=3600, restarts=2)

@@ -35,9 +35,16 @@ WRONG: list[tuple[str, Any, str]] = [
     ("title", 2, "should be text"),
     ("title", None, "has no value"),
     ("title", ["a"], "should be text"),
-    ("cache", 1, "should be text"),
+    ("model_folder", 1, "should be text"),
     ("store", "mysql://db", "use sqlite:///file"),
     ("store", "memory", "use sqlite:///file"),
+    ("url_prefix", "ai", "a path that begins with / and does not end with one"),
+    ("url_prefix", "/", "a path that begins with / and does not end with one"),
+    ("url_prefix", "/ai/", "a path that begins with / and does not end with one"),
+    ("url_prefix", "//ai", "a path that begins with / and does not end with one"),
+    ("url_prefix", "/<name>", "a path that begins with / and does not end with one"),
+    ("url_prefix", None, "has no value"),
+    ("openapi", "openapi.json", "a path that begins with / and does not end with one"),
     ("store", "", ""),
     ("origins", "example.org", "should have origins"),
     ("origins", "https://example.org/", "should have origins"),
@@ -153,6 +160,7 @@ def test_the_constructor_goes_before_the_config(monkeypatch: pytest.MonkeyPatch)
     [
         ("heart_beat", "is not a setting: did you mean STREAM_HEARTBEAT?"),
         ("MAX_TOKEN", "is not a setting: did you mean STREAM_MAX_TOKENS?"),
+        ("cache", "is not a setting: did you mean STREAM_MODEL_FOLDER?"),
         ("xyzzy", "is not a setting"),
     ],
 )
@@ -186,7 +194,11 @@ def test_with_nothing_set_the_defaults_hold() -> None:
     assert settings.model is None
     settings = create_app().extensions["flask_stream"].settings
     assert settings == Settings(
-        store="memory://", page=True, start_limit="30/minute", address_limit="120/minute"
+        store="memory://",
+        page=True,
+        openapi="/openapi.json",
+        start_limit="30/minute",
+        address_limit="120/minute",
     )
 
 

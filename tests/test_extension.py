@@ -24,7 +24,7 @@ from langgraph.types import interrupt
 from typing_extensions import TypedDict
 
 import flask_stream
-from flask_stream import ConfigError, FlaskStream, Input, Turn, create_app
+from flask_stream import Cache, ConfigError, FlaskStream, Input, Turn, create_app
 from flask_stream.errors import BadRequest
 from flask_stream.service import Service
 
@@ -295,7 +295,9 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_can_be_in_no_url_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no name: .* beginning .* 64 at most") as error:
+    with pytest.raises(
+        ConfigError, match="has a name that cannot be part of a URL: use up to 64 of"
+    ) as error:
         FlaskStream().add(name, shout)
     assert repr(name) in str(error.value)
 
@@ -303,7 +305,7 @@ def test_a_name_that_can_be_in_no_url_is_refused(name: str) -> None:
 def test_a_chain_is_added_once(make: Make) -> None:
     stream = FlaskStream()
     stream.add("shout", shout)
-    with pytest.raises(ConfigError, match="'shout' is there already"):
+    with pytest.raises(ConfigError, match="'shout' has already been added"):
         stream.add("shout", lambda question: [question])
     assert said(ask(make(stream), "shout")) == "SO BE IT "
 
@@ -324,17 +326,26 @@ def test_a_chain_of_two_unknown_variables_says_which(make: Make) -> None:
         FlaskStream().add("joke", prompt)
 
 
+CACHE = "seconds, up to 315360000, or a Cache(seconds, shared=True or False, version='…')"
+
+
 @pytest.mark.parametrize(
     ("option", "value", "wanted"),
     [
-        ("on_lost", "retry", "'fail' or 'restart'"),
-        ("attempts", 0, "1 or more"),
-        ("attempts", "3", "1 or more"),
+        ("restarts", -1, "a whole number, 0 or more"),
+        ("restarts", "3", "a whole number, 0 or more"),
+        ("restarts", True, "a whole number, 0 or more"),
         ("multitask", "drop", "one of refuse, queue, interrupt, replace"),
-        ("cache", "day", "seconds, up to 315360000, or 'shared'"),
-        ("cache", True, "seconds, up to 315360000, or 'shared'"),
-        ("cache", -1, "seconds, up to 315360000, or 'shared'"),
-        ("cache", float("nan"), "seconds, up to 315360000, or 'shared'"),
+        ("history_tokens", -1, "a whole number, 0 or more, or None"),
+        ("history_tokens", 1.5, "a whole number, 0 or more, or None"),
+        ("cache", "shared", CACHE),
+        ("cache", True, CACHE),
+        ("cache", -1, CACHE),
+        ("cache", float("nan"), CACHE),
+        ("cache", {"seconds": 5}, CACHE),
+        ("cache", Cache(float("inf")), CACHE),
+        ("cache", Cache(60, shared="yes"), CACHE),  # type: ignore[arg-type]
+        ("cache", Cache(60, version=2), CACHE),  # type: ignore[arg-type]
     ],
 )
 def test_an_option_that_cannot_be_is_told(option: str, value: Any, wanted: str) -> None:
@@ -422,6 +433,7 @@ def test_the_package_exports_this_and_nothing_else() -> None:
     assert flask_stream.__all__ == [
         "create_app",
         "FlaskStream",
+        "Cache",
         "Input",
         "Turn",
         "ConfigError",

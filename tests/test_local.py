@@ -254,7 +254,7 @@ class TestFetch:
 
     def test_cache_that_cannot_be_made(self, tmp_path: Path, tiny: Source) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(ModelUnavailable, match="another folder with STREAM_CACHE "):
+        with pytest.raises(ModelUnavailable, match="another folder with STREAM_MODEL_FOLDER "):
             fetch("tiny", tmp_path / "file" / "cache", sources={"tiny": tiny})
 
     def test_unknown_name(self) -> None:

@@ -170,7 +170,7 @@ def app() -> Iterator[Flask]:
 
 
 def test_every_route_is_described_and_no_other(app: Flask) -> None:
-    paths = app.test_client().get("/openapi.json").get_json()["paths"]
+    paths = app.test_client().get("/stream/openapi.json").get_json()["paths"]
     methods = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
     told = {path: {m.upper() for m in item if m in methods} for path, item in paths.items()}
     there = {path: methods for path, methods in routes(app).items() if path not in NOT_DESCRIBED}
@@ -180,8 +180,8 @@ def test_every_route_is_described_and_no_other(app: Flask) -> None:
 
 def test_it_says_where_the_app_is(app: Flask) -> None:
     client = app.test_client()
-    assert client.get("/openapi.json").get_json()["servers"] == [{"url": "/"}]
-    mounted = client.get("/openapi.json", base_url="http://localhost/ask").get_json()
+    assert client.get("/stream/openapi.json").get_json()["servers"] == [{"url": "/"}]
+    mounted = client.get("/stream/openapi.json", base_url="http://localhost/ask").get_json()
     assert mounted["servers"] == [{"url": "/ask"}]
 
 

@@ -224,7 +224,9 @@ def test_an_app_of_ones_own_needs_none_of_our_models(tmp_path: Path) -> None:
     (conf,) = re.findall(r"```python\n(from gevent.*?)```", deployment, re.S)
     (tmp_path / "gunicorn.conf.py").write_text(conf)
     # The service would not start with these.
-    env = environment(model="anthropic:claude", cache=tmp_path / "cache", ANTHROPIC_API_KEY="")
+    env = environment(
+        model="anthropic:claude", model_folder=tmp_path / "cache", ANTHROPIC_API_KEY=""
+    )
     with Server(gunicorn(app="app:app"), env, cwd=tmp_path) as server:
         body = json.dumps({"question": "hello"}).encode()
         headers = {"Content-Type": "application/json"}

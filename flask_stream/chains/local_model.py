@@ -90,8 +90,8 @@ def fetch(
     except OSError as error:
         raise ModelUnavailable(
             f"cannot keep model {name!r} in {str(folder)!r}: {error.strerror or error}; make room "
-            "and make it writable, or choose another folder with STREAM_CACHE "
-            "(FLASK_STREAM_CACHE in the environment)"
+            "and make it writable, or choose another folder with STREAM_MODEL_FOLDER "
+            "(FLASK_STREAM_MODEL_FOLDER in the environment)"
         ) from error
     return path
 

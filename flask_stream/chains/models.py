@@ -158,7 +158,7 @@ def _local(name: str, settings: Settings) -> BaseChatModel:
     url, key = settings.local_url, settings.local_key
     if not url:
         # No gunicorn master has started it (`flask run`, a notebook): it is this process's own.
-        server = start_local(name, settings.cache)
+        server = start_local(name, settings.model_folder)
         url, key = server.url, server.api_key
     return _compatible(_alias(name), settings, url, key, temperature=0.2)
 

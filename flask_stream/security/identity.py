@@ -69,9 +69,10 @@ class SessionAuth:
 
     open = True
 
-    def __init__(self, keys: Keys, age: float) -> None:
+    def __init__(self, keys: Keys, age: float, url_prefix: str) -> None:
         self._keys = keys
         self._age = age
+        self._url_prefix = url_prefix
 
     def identify(self, request: Request) -> Identity | None:
         known = self._known(request)
@@ -88,7 +89,7 @@ class SessionAuth:
             COOKIE,
             str(self._keys.serializer("session").dumps(known[0] if known else new_id())),
             max_age=int(self._age),
-            path=request.root_path or "/",
+            path=request.root_path + self._url_prefix or "/",
             secure=request.is_secure,
             httponly=True,
             samesite="Lax",
@@ -209,7 +210,7 @@ def make_auth(settings: Settings, keys: Keys) -> Auth:
     if callable(settings.auth):
         return CallbackAuth(settings.auth)
     if settings.auth == "session":
-        return SessionAuth(keys, settings.session_age)
+        return SessionAuth(keys, settings.session_age, settings.url_prefix)
     if settings.auth == "jwt":
         return TokenAuth(settings)
     raise ConfigError("STREAM_AUTH", f"is {settings.auth!r}, and should be session or jwt")

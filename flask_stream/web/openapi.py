@@ -1,4 +1,4 @@
-"""The HTTP interface as an OpenAPI 3.1 description, served at `/openapi.json`.
+"""The HTTP interface as an OpenAPI 3.1 description, served at `STREAM_OPENAPI`.
 
 The bodies are the pydantic models that check them, so what is told is what is done.
 """
@@ -54,7 +54,7 @@ def description(settings: Settings, chains: list[str], root: str) -> dict[str, A
             "version": _version(),
             "description": "Runs are logs of events; a stream is a read of one.",
         },
-        "servers": [{"url": root or "/"}],
+        "servers": [{"url": root + settings.url_prefix or "/"}],
         "security": [{}, {"session": []}, {"bearer": []}, {"ticket": []}],
         "paths": _paths(settings, chains),
         "components": auth,
@@ -185,7 +185,7 @@ def _paths(settings: Settings, chains: list[str]) -> dict[str, Any]:
         "/health/ready": {
             "get": _operation("ready", "This worker takes new runs.", {200: _OBJECT}, (503,))
         },
-        "/openapi.json": {"get": _operation("describe", "This.", {200: _OBJECT}, ())},
+        settings.openapi: {"get": _operation("describe", "This.", {200: _OBJECT}, ())},
     }
     errors = (400, 401, 403, 404, 409, 410, 429, 503)
     for chain in chains:

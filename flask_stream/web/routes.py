@@ -36,6 +36,7 @@ from .current import (
     start_for,
 )
 from .document_text import text_of
+from .host_app import BLUEPRINT, first_request_check
 from .openapi import description
 from .problems import http_problem, problem
 from .requests import cursor, fields, number, refuse_head
@@ -52,12 +53,16 @@ reader = NativeThread()
 def make_blueprint(settings: Settings, access: Access) -> Blueprint:
     """Return the blueprint of one app."""
     blueprint = Blueprint(
-        "stream",
+        BLUEPRINT,
         __name__,
+        url_prefix=settings.url_prefix or None,
         static_folder=str(PACKAGE / "static"),
         static_url_path="/static/stream",
         template_folder=str(TEMPLATES),
     )
+    # APIFlask asks this of every blueprint when it describes the app; ours describes itself.
+    blueprint.enable_openapi = False  # type: ignore[attr-defined]
+    blueprint.before_request(first_request_check())
     blueprint.before_request(_check_change)
     blueprint.after_request(headers(settings.frame_ancestors))
     access.origins.protect(blueprint)
@@ -71,7 +76,8 @@ def make_blueprint(settings: Settings, access: Access) -> Blueprint:
         "/conversations/<id>", view_func=conversation, methods=["GET", "PATCH", "DELETE"]
     )
     blueprint.add_url_rule("/tickets", view_func=tickets, methods=["POST"])
-    blueprint.add_url_rule("/openapi.json", view_func=openapi)
+    if settings.openapi:
+        blueprint.add_url_rule(settings.openapi, view_func=openapi)
     blueprint.add_url_rule("/health/live", view_func=live)
     blueprint.add_url_rule("/health/ready", view_func=ready)
     if settings.page:
@@ -226,7 +232,7 @@ def tickets() -> ResponseReturnValue:
 
 
 def openapi() -> ResponseReturnValue:
-    """`GET /openapi.json`: this interface, as OpenAPI describes it."""
+    """`STREAM_OPENAPI`, such as `GET /openapi.json`: this interface, as OpenAPI describes it."""
     return description(current_service().settings, current_runs().starts.names(), request.root_path)
 
 
