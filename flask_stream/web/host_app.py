@@ -10,7 +10,7 @@ from typing import Any
 from flask import Flask, current_app, request
 from werkzeug.routing import Rule
 
-from ..concurrency.tasks import uses_greenlets
+from ..concurrency.greenlets import uses_greenlets
 from ..errors import ConfigError
 
 logger = logging.getLogger(__name__)
