@@ -171,7 +171,8 @@ class AppCheckpoints:
         with self._lock:
             self._closed = True
             saver, self._saver = self._saver, None
-        if saver is not None:
+        # LangGraph's own savers have no `close`.
+        if hasattr(saver, "close"):
             saver.close()
 
     def _open(self) -> Any:
