@@ -13,7 +13,7 @@ from .field import FIELD, Contestant, request
 from .processes import Client, cores
 
 EVENTS = 1000
-#: With these, `start`, `message` and `end` make up the events.
+#: Chunks per run. `start`, `message_start` and `end` make up the rest of the events.
 TOKENS = EVENTS - 3
 RUNS = 20
 READS = 200
