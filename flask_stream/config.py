@@ -1,9 +1,9 @@
-"""The settings: one table, from which the checks and the README's list are made.
+"""The settings: one table, from which the checks and docs/settings.md are made.
 
-Each is `STREAM_<NAME>` in Flask's config, hence `FLASK_STREAM_<NAME>` in the environment when
-the app calls `app.config.from_prefixed_env()`, as `create_app` does. What is given to
-`FlaskStream(app, name=value)` goes before both. A value that cannot work is a `ConfigError` at
-start, which names the setting.
+Each is `STREAM_<NAME>` in Flask's config, and `FLASK_STREAM_<NAME>` in the environment if the app
+calls `app.config.from_prefixed_env()`, as `create_app` does. An argument of
+`FlaskStream(app, name=value)` overrides both. A value that cannot work raises a ConfigError at
+start that names the setting.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .errors import ConfigError
 
 PREFIX = "STREAM_"
 
-#: What is named by a text in the environment, and may be given as it is to the constructor.
+#: A value that is text in the environment, and may be a function in the constructor.
 Named = str | Callable[..., Any]
 
 
-#: The longest time that is one: ten years, in seconds. Infinity is no time.
+#: The longest time that a setting may have: ten years, in seconds.
 LONGEST = 315_360_000
 
 
@@ -36,12 +36,12 @@ def _setting(
     form: tuple[str, str] | None = None,
     secret: bool = False,
 ) -> Any:
-    # What is secret is not in the settings' repr, where a log or a trace could show it.
+    # A secret is left out of the repr, so that no log or trace shows it.
     metadata = {"help": help, "least": least, "most": most, "form": form}
     return field(default=default, repr=not secret, metadata=metadata)
 
 
-#: A path below which routes are, or of one: a pattern, and how an error describes it.
+#: A path: a pattern, and the words that an error uses for it.
 _PATH = (r"(/[A-Za-z0-9._~-]+)*", "a path that begins with / and does not end with one")
 
 #: Settings that had another name.
@@ -50,173 +50,186 @@ _RENAMED = {"cache": "model_folder"}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of one service, checked. Times are in seconds."""
+    """The checked settings of one service. Times are in seconds."""
 
     store: str = _setting(
         "sqlite:///runs.db",
         "Where logs are kept. `sqlite:///file`: a file, by default in Flask's instance folder, for "
         "any number of workers on one machine. `redis://host`, `rediss://host`, `unix://socket`: "
-        "Redis from 6.2 on, or Valkey, for many machines. `memory://`: one process, gone with it.",
+        "Redis 6.2 or later, or Valkey, for several machines. `memory://`: for one process; lost "
+        "when it ends.",
         secret=True,
     )
     model: str | None = _setting(
         None,
-        "Which model the built-in chains use, as `provider:name`: `openai:gpt-4o-mini`, "
+        "The model of the built-in chains, as `provider:name`: `openai:gpt-4o-mini`, "
         "`anthropic:claude-sonnet-4-5`, `ollama:llama3.2`, `vllm:<name>`, `local:smollm2`, "
-        "`local:/path/to/any.gguf`, or a function of your own as `module:function`. Not set: "
-        "`openai:gpt-4o-mini` when there is an `OPENAI_API_KEY` or `OPENAI_BASE_URL`, else the "
-        "embedded `local:smollm2`.",
+        "`local:/path/to/any.gguf`, or your own function as `module:function`. Not set: "
+        "`openai:gpt-4o-mini` if `OPENAI_API_KEY` or `OPENAI_BASE_URL` is set, else the embedded "
+        "`local:smollm2`.",
     )
     fallback_model: str | None = _setting(
-        None, "The model that is asked when the first fails before its first token."
+        None, "The model to call when the first one fails before its first token."
     )
     base_url: str | None = _setting(
         None,
-        "Where `STREAM_MODEL` is, if it is an `openai:`, `ollama:` or `vllm:` model and not at its "
-        "usual address. For that provider alone: a fallback of another is at its own usual "
-        "address, or at `OPENAI_BASE_URL`.",
+        "The address of `STREAM_MODEL`, if it is an `openai:`, `ollama:` or `vllm:` model and not "
+        "at its default address. A fallback model of another provider does not use it.",
     )
     system_prompt: str = _setting(
-        "You are a helpful assistant.", "What the built-in `chat` tells its model first."
+        "You are a helpful assistant.", "The system prompt of the built-in `chat`."
     )
     temperature: float | None = _setting(
         None,
-        "The model's temperature. Not set: 0.2 for a local model, else the provider's.",
+        "The model's temperature. Not set: 0.2 for a local model, else the provider's default.",
         least=0,
     )
-    max_tokens: int | None = _setting(1024, "Tokens that the model may answer with.", least=1)
+    max_tokens: int | None = _setting(1024, "Most tokens of a model's answer.", least=1)
     history_tokens: int | None = _setting(
         None,
-        "Tokens of earlier turns, about, that a question brings along. Not set: 1024 for the "
-        "embedded model's `chat`, else 8000.",
+        "About how many tokens of earlier turns a chain gets with a question. Not set: 1024 for "
+        "`chat` on the embedded model, else 8000.",
         least=0,
     )
     model_retries: int = _setting(
-        2, "Times that a call of the model is tried again before its first token.", least=0
+        2, "How often a call of the model is repeated if it fails before its first token.", least=0
     )
     documents: str | None = _setting(
-        None, "Folder of Markdown and text files that the built-in `agent` may search."
+        None, "Folder of Markdown and text files that the built-in `agent` can search."
     )
-    max_document: int = _setting(
-        400_000, "Characters that a document for `summary` may have.", least=1
-    )
-    max_pages: int = _setting(200, "Pages that a PDF for `summary` may have.", least=1)
+    max_document: int = _setting(400_000, "Most characters of a document for `summary`.", least=1)
+    max_pages: int = _setting(200, "Most pages of a PDF for `summary`.", least=1)
     summary_tokens: int = _setting(
-        1500, "Tokens, about, of each piece that `summary` reads at once.", least=100
+        1500, "About how many tokens `summary` reads at once.", least=100
     )
     summary_parallel: int = _setting(
         0,
-        "Pieces that `summary` reads at the same time. 0: one for a local model, else four.",
+        "How many pieces `summary` reads at the same time. 0: one for a local model, else four.",
         least=0,
     )
     checkpoints: str = _setting(
         "sqlite:///checkpoints.db",
         "Where graphs that were compiled without a checkpointer keep their state: "
-        "`sqlite:///file`, `postgres://…`, `redis://…`, `memory://`, or nothing for nowhere.",
+        "`sqlite:///file`, `postgres://…`, `redis://…`, `memory://`, or empty to keep none.",
         secret=True,
     )
     max_question: int = _setting(
-        8000, "Characters that a question may have, or all texts of an input together.", least=1
+        8000, "Most characters of a question, or of all texts of an input together.", least=1
     )
-    max_body: int = _setting(1_048_576, "Bytes that a request's body may have.", least=1)
-    max_upload: int = _setting(
-        20_000_000, "Bytes that a request with a document may have.", least=1
-    )
-    body_timeout: float = _setting(30, "That a request's body may take to come.", least=0.1)
+    max_body: int = _setting(1_048_576, "Most bytes of a request's body.", least=1)
+    max_upload: int = _setting(20_000_000, "Most bytes of a request with a document.", least=1)
+    body_timeout: float = _setting(30, "How long a request's body may take.", least=0.1)
     origins: str = _setting(
         "",
-        "Origins of other sites whose pages may start and read runs, separated by spaces, "
-        "such as `https://example.org`. Empty: only this site's own pages. `*`: any site's, for "
-        "chains added with `public=True`.",
+        "Origins of other sites whose pages may start and read runs, separated by spaces, such as "
+        "`https://example.org`. Empty: only the app's own pages. `*`: all sites, for chains added "
+        "with `public=True`.",
     )
     frame_ancestors: str = _setting(
         "", "Origins whose pages may show the chat page in a frame, separated by spaces."
     )
     auth: Named = _setting(  # noqa: RUF009 - a field, as all of them
         "session",
-        "Who asks: `session`, an anonymous signed cookie; `jwt`, a bearer token; or, given to "
-        "the constructor, a function of the request that returns a user's id or None.",
+        "How a request is identified. `session`: an anonymous signed cookie. `jwt`: a bearer "
+        "token. Or, given to the constructor, a function of the request that returns a user's id "
+        "or None.",
     )
-    session_age: float = _setting(2_592_000, "That a session's cookie is good: 30 days.", least=60)
-    jwt_issuer: str | None = _setting(None, "The tokens' `iss`. Needed for `jwt`, as the next two.")
+    session_age: float = _setting(
+        2_592_000, "How long a session's cookie is valid: 30 days.", least=60
+    )
+    jwt_issuer: str | None = _setting(
+        None, "The tokens' `iss`. `jwt` needs this and the next two settings."
+    )
     jwt_audience: str | None = _setting(None, "The tokens' `aud`.")
-    jwt_algorithm: str | None = _setting(None, "The one algorithm: `RS256`, `ES256`, `HS256`, ….")
+    jwt_algorithm: str | None = _setting(
+        None, "The only accepted algorithm: `RS256`, `ES256`, `HS256`, …."
+    )
     jwt_key: str | None = _setting(None, "The secret, or the public key as PEM.", secret=True)
-    jwt_jwks: str | None = _setting(None, "Or the URL where public keys are published.")
+    jwt_jwks: str | None = _setting(
+        None, "Instead of a key: the URL where public keys are published."
+    )
     recheck: float = _setting(
         15,
-        "After which an open stream's reader is looked at again: is that one still signed in?",
+        "How often the server checks that the reader of an open stream is still signed in.",
         least=0.1,
     )
     api_keys: str = _setting(
         "",
-        "Sites whose servers may ask and have tickets made, as `name:hash`, separated by spaces. "
-        "`flask stream key <name>` makes a key and its hash.",
+        "Sites whose servers may start runs and request tickets, as `name:hash`, separated by "
+        "spaces. `flask stream key <name>` creates a key and its hash.",
         secret=True,
     )
-    ticket_age: float = _setting(60, "Within which a ticket starts its run.", least=1)
+    ticket_age: float = _setting(60, "How long a ticket can start its run.", least=1)
     proxies: int = _setting(
-        0, "Proxies in front, whose `X-Forwarded-*` are believed.", least=0, most=10
+        0,
+        "The number of proxies in front of the app, whose `X-Forwarded-*` headers are trusted.",
+        least=0,
+        most=10,
     )
     start_limit: str = _setting(
         "",
-        "Starts per principal, such as `30/minute; 500/day` (extra `limits`). The service has "
-        "`30/minute`.",
+        "Starts per principal, such as `30/minute; 500/day` (extra `limits`). The built-in service "
+        "has `30/minute`.",
     )
-    address_limit: str = _setting("", "Starts per address, likewise. The service has `120/minute`.")
-    daily_tokens: int = _setting(0, "Tokens per principal and day (UTC); 0 for any.", least=0)
-    max_runs: int = _setting(10, "Live runs per principal; 0 for any.", least=0)
+    address_limit: str = _setting(
+        "", "Starts per address, in the same form. The built-in service has `120/minute`."
+    )
+    daily_tokens: int = _setting(0, "Tokens per principal and day (UTC). 0: no limit.", least=0)
+    max_runs: int = _setting(10, "Live runs per principal. 0: no limit.", least=0)
     max_runs_per_address: int = _setting(
-        50, "Live runs of one address that sends neither cookie nor token; 0 for any.", least=0
+        50, "Live runs per address of callers without a cookie or token. 0: no limit.", least=0
     )
     max_streams: int = _setting(
-        50, "Open streams per principal, in each worker; 0 for any.", least=0
+        50, "Open streams per principal, in each worker. 0: no limit.", least=0
     )
     max_streams_per_address: int = _setting(
-        500, "Open streams per address, in each worker; 0 for any.", least=0
+        500, "Open streams per address in each worker. 0: no limit.", least=0
     )
     max_streams_per_worker: int = _setting(
         0,
-        "Open streams of a worker. 0: gunicorn's `worker_connections`, less some for others.",
+        "Open streams of a worker. 0: gunicorn's `worker_connections`, less some for other "
+        "requests.",
         least=0,
     )
-    heartbeat: float = _setting(10, "Between comments to a silent stream.", least=0.1)
-    reconnect: float = _setting(1, "After which a browser reconnects a lost stream.", least=0)
+    heartbeat: float = _setting(10, "Time between comments to a silent stream.", least=0.1)
+    reconnect: float = _setting(1, "How long a browser waits to reconnect.", least=0)
     write_timeout: float = _setting(
-        30, "That a client may take to accept what is written to it.", least=0.1, most=86_400
+        30, "How long a client may take to accept data.", least=0.1, most=86_400
     )
-    first_token_timeout: float = _setting(120, "To a run's first event.", least=0.1)
-    silence_timeout: float = _setting(120, "Between two events of a run.", least=0.1)
-    run_timeout: float = _setting(1800, "For a whole run.", least=0.1)
-    lease: float = _setting(15, "Within which a dead worker's runs end as `worker_lost`.", least=1)
-    keep: float = _setting(604_800, "After which a run that is over is removed: a week.", least=1)
+    first_token_timeout: float = _setting(120, "Longest time until a run's first event.", least=0.1)
+    silence_timeout: float = _setting(120, "Longest time between two events of a run.", least=0.1)
+    run_timeout: float = _setting(1800, "Longest time of a whole run.", least=0.1)
+    lease: float = _setting(
+        15, "Time within which a dead worker's runs end as `worker_lost`.", least=1
+    )
+    keep: float = _setting(604_800, "How long a run is kept: one week.", least=1)
     model_folder: str | None = _setting(
         None, "Folder for the embedded model. Not set: `flask_stream` in the user's cache folder."
     )
     local_url: str | None = _setting(
-        None, "URL of the embedded model's server; set by the gunicorn master that started it."
+        None, "URL of the embedded model's server. Set by the gunicorn master that started it."
     )
-    local_key: str | None = _setting(None, "Its key; set likewise.", secret=True)
+    local_key: str | None = _setting(None, "Its key. Set likewise.", secret=True)
     url_prefix: str = _setting(
         "",
-        "Path that every route is below, static files and Socket.IO included, such as `/ai`. "
+        "Path below which all routes are, static files and Socket.IO included, such as `/ai`. "
         "Empty: the root.",
         form=_PATH,
     )
     openapi: str = _setting(
         "/stream/openapi.json",
-        "Path of the OpenAPI description, below the prefix; `create_app` has `/openapi.json`. "
-        "Empty: none.",
+        "Path of the OpenAPI document, below the prefix. `create_app` uses `/openapi.json`. Empty: "
+        "none.",
         form=_PATH,
     )
-    page: bool = _setting(False, "Whether to serve the chat page at `/`; `create_app` does.")
+    page: bool = _setting(False, "Whether to serve the chat page at `/`. `create_app` does.")
     title: str = _setting("flask_stream", "The page's title.")
 
     @classmethod
     def load(cls, config: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
-        """Read the settings from Flask's config and from what the constructor was given.
+        """Return the settings from Flask's config and the constructor's arguments.
 
-        Raises ConfigError for a name that is no setting, and for a value that cannot be one.
+        Raises ConfigError for an unknown name and for a value that cannot work.
         """
         values: dict[str, Any] = {}
         known = {setting.name for setting in fields(cls)}
@@ -271,7 +284,7 @@ _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 
 def table() -> str:
-    """The settings as a Markdown table, as the README shows it."""
+    """Return the settings as a Markdown table, as in docs/settings.md."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for setting in fields(Settings):
         default = "" if setting.default in (None, "") else f"`{setting.default}`"
