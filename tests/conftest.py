@@ -8,15 +8,40 @@ import signal
 from collections.abc import Generator, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from . import services
 from .provider import Provider, Script
 from .server import Server, environment, gunicorn
+
+# Other work on the machine makes an example slow, and the code no worse.
+settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("suite")
 
 
 def pytest_configure() -> None:
     # A shell's background job ignores Ctrl-C, and so would every server that a test starts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    services.watch()
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and services.starts_process(item):
+            item.add_marker("service")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    services.allow(item.get_closest_marker("service") is not None)
+    try:
+        return (yield)
+    finally:
+        services.allow(True)
 
 
 @pytest.hookimpl(wrapper=True)
