@@ -259,6 +259,39 @@ def test_what_another_branch_has_begun_is_not_there(asking: Asking) -> None:
     assert asking.ran == ["ask", "b"]
 
 
+def test_an_answer_costs_the_same_in_a_long_thread(asking: Asking) -> None:
+    """The calls of the saver, and the checkpoints that it loads, before the graph goes on."""
+    kind, counts = type(asking.saver), {"calls": 0, "loaded": 0}
+
+    class Counting(kind):  # type: ignore[misc, valid-type]
+        def get_tuple(self, *args: Any, **kwargs: Any) -> Any:
+            counts["calls"] += 1
+            found = super().get_tuple(*args, **kwargs)
+            counts["loaded"] += found is not None
+            return found
+
+        def list(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            counts["calls"] += 1
+            for found in super().list(*args, **kwargs):
+                counts["loaded"] += 1
+                yield found
+
+    asking.saver.__class__ = Counting
+    asking.compile(line(("sub", within(asking)), ("end", lambda state: None)))
+
+    def answered(turn: int) -> dict[str, int]:
+        asked = f"{turn} asks"
+        asking.run(asked, None if turn == 0 else f"{turn - 1} is answered")
+        counts.update(calls=0, loaded=0)
+        asking.run(f"{turn} is answered", asked, "yes")
+        return {**counts}
+
+    costs = [answered(turn) for turn in range(10)]
+    assert costs[2] == costs[-1]
+    assert costs[-1]["calls"] <= 10, costs[-1]
+    assert costs[-1]["loaded"] <= 12, costs[-1]
+
+
 def test_a_note_of_before_says_nothing_of_below(asking: Asking) -> None:
     asking.compile(line(("sub", within(asking, times=2))))
     asking.run("1")

@@ -41,6 +41,7 @@ from langgraph.checkpoint.base import (
     empty_checkpoint,
 )
 
+from ..checkpoints.shielded import TOP
 from ..events import new_id
 from .base import NO_ANSWER, Input
 
@@ -123,13 +124,13 @@ def find_start(saver: BaseCheckpointSaver[Any], input: Input) -> StartPoint:
         found, answers, below = _newest(saver, config, run), {}, {}
         if found is not None:
             if input.resume is not NO_ANSWER:
-                below = _below(saver, found, run)
+                below = _subgraphs(saver, found, run)
         elif note := _newest(saver, _notes(config), run):
             about: dict[str, Any] = {**note.metadata}
             found = saver.get_tuple({"configurable": thread | {"checkpoint_id": about[_AT]}})
             answers = json.loads(about[_ANSWERS])
             if found is not None:  # older notes do not say what is below
-                below = json.loads(about.get(_BELOW, "null")) or _below(saver, found)
+                below = json.loads(about.get(_BELOW, "null")) or _subgraphs(saver, found)
         if found is None:
             return None
         if found.checkpoint["id"] == newest.checkpoint["id"]:
@@ -201,12 +202,12 @@ def _as_it_was(
     saver: BaseCheckpointSaver[Any], place: StartPoint, top: CheckpointTuple
 ) -> tuple[dict[str, CheckpointTuple], set[str]]:
     """The graph and its subgraphs as the parent has left them, and which have gone on since."""
-    now = _below(saver, top)
+    now = _subgraphs(saver, top)
     levels = {"": top}
     for ns, id in place.below.items():
         if (found := saver.get_tuple(_at(top, ns, id))) is not None:
             levels[ns] = found
-    moved = {ns for ns in levels if ns and now[ns] != place.below[ns]}
+    moved = {ns for ns in levels if ns and now.get(ns, place.below[ns]) != place.below[ns]}
     moved |= {ns for ns, level in levels.items() if _take_back(saver, level, place.answers)}
     for ns in now.keys() - place.below.keys():  # begun by another branch: here it has not begun
         about = _about({"parents": {"": top.checkpoint["id"]}})
@@ -231,16 +232,19 @@ def _take_back(
     return finished
 
 
-def _below(
-    saver: BaseCheckpointSaver[Any], above: CheckpointTuple, run: str | None = None
+def _subgraphs(
+    saver: BaseCheckpointSaver[Any], top: CheckpointTuple, run: str | None = None
 ) -> dict[str, str]:
-    """Where the subgraphs are that this checkpoint's nodes have begun: at all, or by that run."""
-    thread = above.config["configurable"]["thread_id"]
-    whole: RunnableConfig = {"configurable": {"thread_id": thread}}
+    """Return where the subgraphs of this checkpoint's nodes are: namespace → newest checkpoint.
+
+    With `run`, only those that this run has taken there.
+    """
+    whole: RunnableConfig = {"configurable": {"thread_id": top.config["configurable"]["thread_id"]}}
     newest: dict[str, str] = {}
-    for one in saver.list(whole, filter={RUN: run} if run else None):
-        ns, id = one.config["configurable"]["checkpoint_ns"], one.checkpoint["id"]
-        if ns and one.metadata.get("parents", {}).get("") == above.checkpoint["id"]:
+    of_run = {RUN: run} if run else {}
+    for found in saver.list(whole, filter={TOP: top.checkpoint["id"], **of_run}):
+        ns, id = found.config["configurable"]["checkpoint_ns"], found.checkpoint["id"]
+        if ns:
             newest[ns] = max(newest.get(ns, id), id)
     return newest
 
@@ -253,7 +257,7 @@ def note(saver: BaseCheckpointSaver[Any], place: StartPoint, run: str) -> None:
         return
     left = saver.get_tuple(place.checkpoint.config)
     if left is not None:
-        below = _below(saver, left)
+        below = _subgraphs(saver, left)
         answers = {task: len(given) for task, given in _answers(left)}
         for ns, id in below.items():
             if (level := saver.get_tuple(_at(left, ns, id))) is not None:
