@@ -24,6 +24,7 @@ from ..concurrency import tasks
 from ..config import Settings
 from ..errors import ErrorCode, RunFailed
 from ..sources.finish_reasons import is_complete
+from .langchain_internals import generate_unreported, stream_unreported, streams
 from .local_model import ModelUnavailable
 from .models import chosen, fallback, maker
 from .retries import backoff, own_retries, passes
@@ -137,12 +138,12 @@ class FallbackModel(BaseChatModel):
                 bound = bound.bound
         if not isinstance(bound, BaseChatModel):
             raise TypeError(f"{type(model).__name__}.bind_tools gives no chat model")
-        if bound._should_stream(async_api=False, **{**options, "stream": True}):
+        if streams(bound, options):
             if bound.rate_limiter:
                 bound.rate_limiter.acquire(blocking=True)
-            yield from bound._stream(messages, stop=stop, **options)
+            yield from stream_unreported(bound, messages, stop, options)
         else:
-            result = bound._generate_with_cache(messages, stop=stop, **options)
+            result = generate_unreported(bound, messages, stop, options)
             yield _whole(result.generations[0].message)
 
     def _generate(

@@ -9,6 +9,8 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_openai import ChatOpenAI
 from pydantic import model_validator
 
+from .langchain_internals import remove_openai_identity
+
 #: What a delta's reasoning is called: by DeepSeek, llama.cpp and vLLM; by Ollama and OpenRouter.
 _NAMES = ("reasoning_content", "reasoning")
 
@@ -42,7 +44,5 @@ class Elsewhere(Compatible):
 
     @model_validator(mode="after")
     def _tell_nothing_of_openai(self) -> Self:
-        for client in (self.root_client, self.root_async_client):
-            client.organization = client.project = None
-            client._custom_headers = {}
+        remove_openai_identity(self)
         return self

@@ -26,7 +26,6 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.config import get_config
 from langgraph.pregel import Pregel
 from langgraph.types import Command, StreamMode
 
@@ -39,6 +38,7 @@ from .callbacks import RunCallbacks, StreamMarker
 from .finish_reasons import FinishReason
 from .inputs import InputSchema
 from .langgraph_events import Events, Shown
+from .langgraph_internals import stream_writer
 from .langgraph_resume import RUN, StartMode, StartPoint, answer, find_start, note
 
 #: A checkpointer, or what finds one when it is first needed.
@@ -181,8 +181,7 @@ def _post(place: StreamMarker) -> None:
 
     Raises RuntimeError or KeyError outside of a node.
     """
-    # Not by the writer that a node has: in a graph that a node streams, that is the node's own.
-    get_config()["configurable"]["__pregel_stream"](((), _POSTED, place))
+    stream_writer()(((), _POSTED, place))
 
 
 def _marked(asked: Any) -> Any:

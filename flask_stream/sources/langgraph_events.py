@@ -19,9 +19,9 @@ from langchain_core.messages import (
 
 from ..events import NewEvent, encode
 from .callbacks import custom
+from .langgraph_internals import INTERRUPT
 from .messages import Messages, plain
 
-_INTERRUPT = "__interrupt__"
 #: Which values of a graph's state may be seen.
 Shown = bool | Sequence[str] | Callable[[Any], Any] | None
 
@@ -120,16 +120,16 @@ class Events:
         yield "step", encode({"node": path, "status": status})
 
     def _interrupts(self, update: Any) -> Iterator[NewEvent]:
-        if isinstance(update, dict) and _INTERRUPT in update:
+        if isinstance(update, dict) and INTERRUPT in update:
             self.interrupted = True
-            asked = [(one.id, plain(one.value)) for one in update[_INTERRUPT]]
+            asked = [(one.id, plain(one.value)) for one in update[INTERRUPT]]
             # A breakpoint, which the graph was compiled with, asks nothing: it waits.
             for id, value in asked or [(None, None)]:
                 yield "interrupt", encode({"id": id, "value": value})
 
     def _seen(self, values: Any) -> Any:
         if isinstance(values, dict):
-            values = {name: value for name, value in values.items() if name != _INTERRUPT}
+            values = {name: value for name, value in values.items() if name != INTERRUPT}
         if callable(self._shown):
             return self._shown(values)
         if isinstance(self._shown, Sequence):

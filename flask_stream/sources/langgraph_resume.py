@@ -44,12 +44,10 @@ from langgraph.checkpoint.base import (
 from ..checkpoints.shielded import TOP
 from ..events import new_id
 from .base import NO_ANSWER, Input
+from .langgraph_internals import CHECKPOINT_MAP, INTERRUPT, NO_WRITES, NULL_TASK_ID, RESUME
 
-#: Whose writes are nobody's: of the thread itself.
-NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"
 #: The key under which a checkpoint's metadata says which run made it.
 RUN = "flask_stream_run"
-_INTERRUPT, _RESUME, _NO_WRITES = "__interrupt__", "__resume__", "__no_writes__"
 #: The namespace of notes, and what they say.
 _NOTES, _AT, _ANSWERS = "flask_stream", "flask_stream_at", "flask_stream_answers"
 _BELOW = "flask_stream_below"
@@ -84,7 +82,7 @@ class StartPoint:
     @property
     def asks(self) -> bool:
         """Whether the graph waits here for the answer to an `interrupt()`."""
-        return any(write[1] == _INTERRUPT and write[2] for write in self._pending)
+        return any(write[1] == INTERRUPT and write[2] for write in self._pending)
 
     def unanswered(self) -> Iterator[BaseMessage]:
         """A result for each tool call that was stopped: models refuse a call without one."""
@@ -171,7 +169,7 @@ def answer(
     asking = [
         (level, task)
         for level in levels.values()
-        for task in {task for task, name, _ in level.pending_writes or [] if name == _INTERRUPT}
+        for task in {task for task, name, _ in level.pending_writes or [] if name == INTERRUPT}
         if not any(task in ns for ns in levels)  # a node that is a subgraph does not ask itself
     ]
     back = {ns: place.below[ns] for ns in moved - {""}}
@@ -187,13 +185,13 @@ def answer(
         )
         if again or deep or len(asking) != 1 or given in (None, {}):
             raise ValueError("the subgraph has gone on: this answer cannot be given anew")
-        return replace(place, configurable=place.configurable | {"checkpoint_map": back}), given
+        return replace(place, configurable=place.configurable | {CHECKPOINT_MAP: back}), given
     if given is None or given == {}:
         # LangGraph takes null for no answer, and {} for answers to none: it finds this one there.
         if len(asking) == 1:
             level, task = asking[0]
             kept = dict(_answers(level)).get(task, [])[: place.answers.get(task, 0)]
-            saver.put_writes(level.config, [(_RESUME, [*kept, given])], task)
+            saver.put_writes(level.config, [(RESUME, [*kept, given])], task)
         given = {}
     return place, given
 
@@ -220,14 +218,14 @@ def _take_back(
 ) -> bool:
     """Forget later answers. Whether a task has finished with one."""
     writes = level.pending_writes or []
-    done = {task for task, name, _ in writes if name == _NO_WRITES or not name.startswith("__")}
-    if any(task == NULL_TASK_ID and name == _RESUME for task, name, _ in writes):
-        saver.put_writes(level.config, [(_RESUME, None)], NULL_TASK_ID)
+    done = {task for task, name, _ in writes if name == NO_WRITES or not name.startswith("__")}
+    if any(task == NULL_TASK_ID and name == RESUME for task, name, _ in writes):
+        saver.put_writes(level.config, [(RESUME, None)], NULL_TASK_ID)
     finished = False
     for task, answers in _answers(level):
         most = kept.get(task, 0)
         if len(answers) > most:
-            saver.put_writes(level.config, [(_RESUME, answers[:most])], task)
+            saver.put_writes(level.config, [(RESUME, answers[:most])], task)
             finished = finished or task in done
     return finished
 
@@ -293,5 +291,5 @@ def _about(more: Mapping[str, Any] | None = None) -> CheckpointMetadata:
 def _answers(checkpoint: CheckpointTuple) -> Iterator[tuple[str, list[Any]]]:
     """Task ids, and the answers that each has been given."""
     for task, name, given in checkpoint.pending_writes or []:
-        if name == _RESUME and isinstance(given, list) and task != NULL_TASK_ID:
+        if name == RESUME and isinstance(given, list) and task != NULL_TASK_ID:
             yield task, given

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ..concurrency.greenlets import plain_socket
 from ..concurrency.periodic import Periodic
 from ..dialects.base import Dialect
 from ..engine.log_reader import LogReader
@@ -199,7 +200,7 @@ class SSETransport:
 def _closed(sock: Any) -> bool:
     """Whether the peer has closed its side. A half-close looks the same."""
     # Under gevent the socket is a wrapper that would wait for data: ask the one inside.
-    inner = getattr(sock, "_sock", sock)
+    inner = plain_socket(sock)
     try:
         return not inner.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except (BlockingIOError, InterruptedError):
