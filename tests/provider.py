@@ -24,6 +24,8 @@ from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any, Literal
 
+from .times import PATIENCE
+
 JSON = dict[str, Any]
 CANARY = "sk-canary-5e1f0d"  # in every error that is told here, never in what a person sees
 Fault = Literal["rst", "fin", "short", "json", "utf8", "error", "html"]
@@ -95,13 +97,13 @@ class Call:
         said = [m["content"] for m in self.json["messages"] if m["role"] == "user"] or [""]
         return said[-1] if isinstance(said[-1], str) else "".join(p["text"] for p in said[-1])
 
-    def wait_closed(self, timeout: float = 10) -> bool:
+    def wait_closed(self, timeout: float = PATIENCE) -> bool:
         """True as soon as the client has hung up, False if the call finished or time ran out."""
         with self._news:
             self._news.wait_for(lambda: self.finished or self.closed_at, timeout)
             return self.closed_at is not None
 
-    def wait_sent(self, count: int, timeout: float = 10) -> bool:
+    def wait_sent(self, count: int, timeout: float = PATIENCE) -> bool:
         with self._news:
             return self._news.wait_for(lambda: self.sent >= count, timeout)
 
@@ -155,7 +157,7 @@ class Provider(ThreadingTCPServer):
         """How many connections are open, idle ones in a client's pool included."""
         return len(self._open)
 
-    def wait_calls(self, count: int, timeout: float = 10) -> bool:
+    def wait_calls(self, count: int, timeout: float = PATIENCE) -> bool:
         with self.news:
             return self.news.wait_for(lambda: len(self.calls) >= count, timeout)
 

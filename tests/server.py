@@ -14,6 +14,7 @@ from typing import Self
 
 from . import fork_server
 from .sse import request
+from .times import FACTOR, PATIENCE
 
 ROOT = Path(__file__).parent.parent
 _LISTENING = re.compile(r"Listening at: (http://127\.0\.0\.1:\d+)|Running on (http://[\w.:]+)")
@@ -71,7 +72,7 @@ class Server:
         env: dict[str, str],
         *,
         cwd: Path = ROOT,
-        wait: float = 60,
+        wait: float = 60 * FACTOR,
         fork: bool = True,
     ) -> None:
         self._lines: list[str] = []
@@ -126,7 +127,7 @@ class Server:
         """The ids of all worker processes that were ever started."""
         return [int(pid) for pid in _WORKER.findall(self.log)]
 
-    def wait_log(self, pattern: re.Pattern[str], timeout: float = 10) -> re.Match[str]:
+    def wait_log(self, pattern: re.Pattern[str], timeout: float = PATIENCE) -> re.Match[str]:
         """The first match in what the server has printed."""
         with self._news:
             self._news.wait_for(
@@ -136,7 +137,7 @@ class Server:
         assert match, f"no {pattern.pattern!r} in:\n{self.log}"
         return match
 
-    def stop(self, how: signal.Signals = signal.SIGTERM, timeout: float = 40) -> int:
+    def stop(self, how: signal.Signals = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Ask it to go, as a deploy does; its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(how)

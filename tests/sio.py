@@ -17,6 +17,7 @@ import requests
 import socketio
 
 from .sse import Response, request
+from .times import PATIENCE
 from .ws import Ended, Socket
 
 #: Stands between the packets of one payload.
@@ -58,7 +59,7 @@ class Spoken:
         """The next packet of Engine.IO. Raises Ended."""
         raise NotImplementedError
 
-    def packet(self, timeout: float = 20) -> str:
+    def packet(self, timeout: float = PATIENCE) -> str:
         """The next message; pings are answered."""
         until = time.monotonic() + timeout
         while True:
@@ -87,7 +88,7 @@ class Spoken:
         self.put(MESSAGE + EVENT + number + json.dumps([name, *data]))
         return self._last_ack
 
-    def hear(self, timeout: float = 20) -> tuple[str, Any]:
+    def hear(self, timeout: float = PATIENCE) -> tuple[str, Any]:
         """The next event's name and data; what is acknowledged before it is kept in `acks`."""
         until = time.monotonic() + timeout
         while True:
@@ -105,7 +106,7 @@ class Spoken:
         digits = len(told[1:]) - len(told[1:].lstrip("0123456789"))
         (self.acks[int(told[1 : 1 + digits])],) = json.loads(told[1 + digits :])
 
-    def event(self, timeout: float = 20) -> Told:
+    def event(self, timeout: float = PATIENCE) -> Told:
         """The next `stream_…` event."""
         return told(*self.hear(timeout))
 
@@ -116,7 +117,7 @@ class Spoken:
             found.append(self.event())
         return found
 
-    def acknowledged(self, number: int, timeout: float = 20) -> Any:
+    def acknowledged(self, number: int, timeout: float = PATIENCE) -> Any:
         """What an event was acknowledged with; events that come before it are passed over."""
         until = time.monotonic() + timeout
         while number not in self.acks:
@@ -125,7 +126,7 @@ class Spoken:
                 self._keep(told)
         return self.acks[number]
 
-    def end(self, timeout: float = 20) -> int:
+    def end(self, timeout: float = PATIENCE) -> int:
         """Read whatever still comes; the code with which it is over."""
         until = time.monotonic() + timeout
         try:
@@ -196,9 +197,9 @@ class Poll(Spoken):
         """Send a payload, whatever it is."""
         sent = body if isinstance(body, bytes) else body.encode()
         given = self._headers | {"Content-Type": "text/plain;charset=UTF-8"}
-        return request("POST", self._path + query, body=sent, headers=given, timeout=20)
+        return request("POST", self._path + query, body=sent, headers=given, timeout=PATIENCE)
 
-    def get(self, timeout: float = 20, query: str = "") -> Response:
+    def get(self, timeout: float = PATIENCE, query: str = "") -> Response:
         """One poll."""
         return request("GET", self._path + query, headers=self._headers, timeout=timeout)
 
@@ -213,7 +214,7 @@ class Poll(Spoken):
     def take(self, timeout: float | None = None) -> str:
         while not self.waiting:
             try:
-                answer = self.get(20 if timeout is None else max(timeout, 0.01))
+                answer = self.get(PATIENCE if timeout is None else max(timeout, 0.01))
             except ConnectionError as error:
                 raise Ended(1006, str(error)) from error
             if answer.status != 200:
@@ -299,7 +300,7 @@ class Client:
         self.official.on("disconnect", self._disconnected)
         try:
             self.official.connect(
-                url, transports=list(transports) or None, wait_timeout=10, **options
+                url, transports=list(transports) or None, wait_timeout=PATIENCE, **options
             )
         except BaseException:
             self._close()
@@ -330,13 +331,13 @@ class Client:
     def transport(self) -> str:
         return str(self.official.transport())
 
-    def wait(self, condition: Callable[[], bool], timeout: float = 20) -> None:
+    def wait(self, condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
         with self._news:
             assert self._news.wait_for(condition, timeout), self.heard[-5:]
 
     def call(self, name: str, *data: Any) -> Any:
         """Say an event, and wait for what it is acknowledged with."""
-        return self.official.call(name, data if len(data) != 1 else data[0], timeout=20)
+        return self.official.call(name, data if len(data) != 1 else data[0], timeout=PATIENCE)
 
     def ask(self, message: Any) -> str:
         """Ask a question; the run's id."""

@@ -18,6 +18,8 @@ from json import dumps, loads
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
+from .times import PATIENCE
+
 Headers = Mapping[str, str] | Sequence[tuple[str, str]]
 """Pairs when a name is to be sent twice."""
 
@@ -146,7 +148,7 @@ class Stream:
         method: str = "GET",
         headers: Headers = (),
         body: bytes | None = None,
-        timeout: float = 10,
+        timeout: float = PATIENCE,
         receive_buffer: int | None = None,
     ) -> None:
         self.timeout = timeout
@@ -272,7 +274,7 @@ def request(
     json: Any = None,
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
-    timeout: float = 10,
+    timeout: float = PATIENCE,
 ) -> Response:
     """Asks once, follows nothing, and returns whatever was answered."""
     parts = urlsplit(url)

@@ -205,18 +205,24 @@ def test_runs_of_their_own_stand_side_by_side(
     site: Server, provider: Provider, opened: Opened
 ) -> None:
     provider.scripts = {
-        name: Script([f"{name}{n} " for n in range(20)], delay=0.01) for name in ("a", "b", "c")
+        name: Script([f"{name}{n} " for n in range(20)], stall=1) for name in ("a", "b", "c")
     }
     runs = {name: fresh(name) for name in ("a", "b", "c")}
     events: dict[str, list[Told]] = {run: [] for run in runs.values()}
     with opened(site.url) as client:
         client.connect()
         acks = [client.emit("stream_question", {"question": n, "run": r}) for n, r in runs.items()]
-        order = []
+        order: list[str] = []
+        begun = 0
         while sum(event["type"] == "end" for said in events.values() for event in said) < 3:
             event = client.event()
             order.append(run_of(event))
             events[order[-1]].append(event)
+            # All three have begun before any goes on.
+            if event["type"] == "chunk" and event["data"]["content"] in ("a0 ", "b0 ", "c0 "):
+                begun += 1
+                if begun == 3:
+                    provider.release()
         assert order != sorted(order, key=order.index), "one after another"
         assert [client.acks[ack]["run"] for ack in acks] == list(runs.values())
         for name, run in runs.items():

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from .times import PATIENCE
+
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
@@ -69,7 +71,7 @@ class Socket:
         url: str,
         headers: Mapping[str, str] | None = None,
         *,
-        timeout: float = 20,
+        timeout: float = PATIENCE,
         receive_buffer: int | None = None,
     ) -> None:
         parts = urlsplit(url)
