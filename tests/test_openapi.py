@@ -12,6 +12,7 @@ import schemathesis
 from flask import Flask
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
+from pydantic import BaseModel
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation.case import Case as AnyCase
@@ -25,11 +26,12 @@ from schemathesis.specs.openapi.checks import (
 
 from flask_stream import FlaskStream
 from flask_stream.service import Service
+from flask_stream.web import schemas
 
 from .people import LISTEN, Site, bearer, refused
 from .provider import Provider, Script
 from .server import Server, environment, gunicorn
-from .sse import request
+from .sse import Parser, request
 
 Case = AnyCase[Any]
 KEY = "fsk_the-key-of-the-blog"
@@ -176,6 +178,49 @@ def test_every_route_is_described_and_no_other(app: Flask) -> None:
     there = {path: methods for path, methods in routes(app).items() if path not in NOT_DESCRIBED}
     asked = there.pop("/stream_{chain}")
     assert told == there | {"/stream_one": asked, "/stream_the-other": asked}
+
+
+def check_response(model: type[BaseModel], value: dict[str, Any]) -> None:
+    """Assert that a response is what its model describes, and has no field beside."""
+    model.model_validate(value, strict=True)
+    assert value.keys() <= model.model_fields.keys()
+    assert {name for name, field in model.model_fields.items() if field.is_required()} <= set(value)
+
+
+def test_responses_are_what_their_models_describe(app: Flask) -> None:
+    client = app.test_client()
+    client.get("/")  # which gives it a session
+    started = client.post("/runs", json={"chain": "one", "input": "1?"}).get_json()
+    with client.get(started["urls"]["events"]) as response:
+        events = Parser().feed(response.data)
+    assert events
+    for event in events:
+        check_response(schemas.Event, {"data": event.data, "id": event.id, "event": event.type})
+    run = client.get(started["urls"]["self"]).get_json()
+    for value in started, run:
+        check_response(schemas.Run, value)
+    page = client.get("/conversations").get_json()
+    check_response(schemas.Conversations, page)
+    (listed,) = page["conversations"]
+    conversation = client.get(listed["url"]).get_json()
+    renamed = client.patch(listed["url"], json={"title": "New"}).get_json()
+    for value in listed, conversation, renamed:
+        check_response(schemas.Conversation, value)
+    for value in conversation["runs"]:
+        check_response(schemas.ConversationRun, value)
+    check_response(schemas.Ticket, client.post("/tickets", json={"chain": "one"}).get_json())
+    for path in ("/runs/short", "/runs/" + "0" * 32):
+        check_response(schemas.Problem, client.get(path).get_json())
+    check_response(schemas.Problem, client.post("/runs", json={"chain": 1}).get_json())
+    check_response(schemas.Live, client.get("/health/live").get_json())
+    check_response(schemas.Ready, client.get("/health/ready").get_json())
+
+
+def test_formats_are_those_that_are_registered(app: Flask) -> None:
+    described = app.test_client().get("/stream/openapi.json").get_json()
+    parameters = described["paths"]["/runs/{run}/events"]["get"]["parameters"]
+    (format,) = [one["schema"] for one in parameters if one["name"] == "format"]
+    assert format["enum"] == list(app.extensions["flask_stream"].dialects)
 
 
 def test_it_says_where_the_app_is(app: Flask) -> None:

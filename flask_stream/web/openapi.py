@@ -1,6 +1,6 @@
 """The HTTP interface as an OpenAPI 3.1 description, served at `STREAM_OPENAPI`.
 
-The bodies are the pydantic models that check them, so what is told is what is done.
+It is made from the pydantic models that validate requests and, in the tests, responses.
 """
 
 from __future__ import annotations
@@ -9,43 +9,32 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from ..config import Settings
 from ..engine.admission import MULTITASK
 from ..security.identity import COOKIE
-from .schemas import (
-    CONVERSATION,
-    CONVERSATIONS,
-    CURSOR,
-    ERRORS,
-    FORMAT,
-    ID,
-    PROBLEM,
-    RUN,
-    TICKET,
-    Ask,
-    MakeTicket,
-    Rename,
-    Start,
-)
+from .schemas import ERRORS, RESPONSES, Ask, MakeTicket, Rename, Start
+
+_REF = "#/components/schemas/{model}"
+_ID = {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$"}
+_CURSOR = {"type": "string", "pattern": "^([A-Za-z0-9_-]{16,64}:)?(0|[1-9][0-9]{0,15})$"}
 
 
-def description(settings: Settings, chains: list[str], root: str) -> dict[str, Any]:
-    """The description; `root` is the path that the app is mounted at."""
-    auth = {
+def description(
+    settings: Settings, chains: list[str], formats: list[str], root: str
+) -> dict[str, Any]:
+    """Return the OpenAPI document. `root` is the path that the app is mounted at."""
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in RESPONSES], ref_template=_REF
+    )
+    components = {
         "securitySchemes": {
             "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
             "bearer": {"type": "http", "scheme": "bearer"},
             "ticket": {"type": "apiKey", "in": "query", "name": "ticket"},
         },
-        "schemas": {
-            "Run": RUN,
-            "Conversation": CONVERSATION,
-            "Conversations": CONVERSATIONS,
-            "Ticket": TICKET,
-            "Problem": PROBLEM,
-            "Event": _EVENT,
-        },
+        "schemas": schemas["$defs"],
     }
     return {
         "openapi": "3.1.0",
@@ -56,16 +45,17 @@ def description(settings: Settings, chains: list[str], root: str) -> dict[str, A
         },
         "servers": [{"url": root + settings.url_prefix or "/"}],
         "security": [{}, {"session": []}, {"bearer": []}, {"ticket": []}],
-        "paths": _paths(settings, chains),
-        "components": auth,
+        "paths": _paths(settings, chains, formats),
+        "components": components,
     }
 
 
-def _paths(settings: Settings, chains: list[str]) -> dict[str, Any]:
-    run = _parameter("path", "run", ID, required=True)
-    place = [
-        _parameter("header", "Last-Event-ID", CURSOR),
-        _parameter("query", "after", CURSOR),
+def _paths(settings: Settings, chains: list[str], formats: list[str]) -> dict[str, Any]:
+    format = {"type": "string", "enum": formats}
+    run = _parameter("path", "run", _ID, required=True)
+    cursor = [
+        _parameter("header", "Last-Event-ID", _CURSOR),
+        _parameter("query", "after", _CURSOR),
     ]
     asked: dict[str, Any] = {
         "type": "string",
@@ -88,13 +78,13 @@ def _paths(settings: Settings, chains: list[str]) -> dict[str, Any]:
     start["oneOf"] = [{"required": ["input"]}, {"required": ["resume"]}]
     ask = _schema(Ask)
     ask["properties"]["question"] = asked
-    ask["properties"]["format"] = FORMAT
+    ask["properties"]["format"] = format
     ticket = _schema(MakeTicket)
     ticket["properties"]["chain"]["enum"] = chains
     for body in (start, ask, ticket):
         for name in ("run", "conversation", "parent"):
             if name in body["properties"]:
-                body["properties"][name] = {"anyOf": [ID, {"type": "null"}]}
+                body["properties"][name] = {"anyOf": [_ID, {"type": "null"}]}
         if "multitask" in body["properties"]:
             body["properties"]["multitask"] = {"type": "string", "enum": list(MULTITASK)}
     query = [
@@ -126,7 +116,7 @@ def _paths(settings: Settings, chains: list[str]) -> dict[str, Any]:
                 "The run's log from a cursor on, and what is still to come.",
                 _EVENTS,
                 (400, 401, 404, 410, 429, 503),
-                parameters=[*place, _parameter("query", "format", FORMAT)],
+                parameters=[*cursor, _parameter("query", "format", format)],
             ),
         },
         "/runs/{run}/cancel": {
@@ -151,7 +141,7 @@ def _paths(settings: Settings, chains: list[str]) -> dict[str, Any]:
             )
         },
         "/conversations/{id}": {
-            "parameters": [_parameter("path", "id", ID, required=True)],
+            "parameters": [_parameter("path", "id", _ID, required=True)],
             "get": _operation(
                 "getConversation",
                 "One, with its runs: a tree, by their parents.",
@@ -181,9 +171,11 @@ def _paths(settings: Settings, chains: list[str]) -> dict[str, Any]:
                 body=ticket,
             )
         },
-        "/health/live": {"get": _operation("live", "This worker answers.", {200: _OBJECT}, ())},
+        "/health/live": {
+            "get": _operation("live", "This worker answers.", {200: _json("Live")}, ())
+        },
         "/health/ready": {
-            "get": _operation("ready", "This worker takes new runs.", {200: _OBJECT}, (503,))
+            "get": _operation("ready", "This worker takes new runs.", {200: _json("Ready")}, (503,))
         },
         settings.openapi: {"get": _operation("describe", "This.", {200: _OBJECT}, ())},
     }
@@ -191,7 +183,7 @@ def _paths(settings: Settings, chains: list[str]) -> dict[str, Any]:
     for chain in chains:
         told = f"Start and stream in one request: {chain}."
         paths[f"/stream_{chain}"] = {
-            "get": _operation(f"ask_{chain}", told, _EVENTS, errors, parameters=[*place, *query]),
+            "get": _operation(f"ask_{chain}", told, _EVENTS, errors, parameters=[*cursor, *query]),
             "post": _operation(f"post_{chain}", told, _EVENTS, (*errors, 408, 413, 415), body=ask),
         }
     return paths
@@ -248,21 +240,12 @@ _OBJECT = {
     "description": "An object.",
     "content": {"application/json": {"schema": {"type": "object"}}},
 }
-_EVENT = {
-    "type": "object",
-    "required": ["data"],
-    "properties": {
-        "id": {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}:[1-9][0-9]{0,15}$"},
-        "event": {"type": "string", "pattern": "^[a-z_]+$"},
-        "data": {"type": "string", "description": "JSON, or with `format=text` text."},
-    },
-}
 _EVENTS: dict[int, dict[str, Any]] = {
     200: {
-        "description": "Server-sent events, of which the schema is that of each.",
+        "description": "Server-sent events. The schema describes one event.",
         "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Event"}}},
     },
-    204: {"description": "All was read: do not come back."},
+    204: {"description": "Everything was read. Do not reconnect."},
 }
 
 

@@ -233,7 +233,9 @@ def tickets() -> ResponseReturnValue:
 
 def openapi() -> ResponseReturnValue:
     """`STREAM_OPENAPI`, such as `GET /openapi.json`: this interface, as OpenAPI describes it."""
-    return description(current_service().settings, current_runs().starts.names(), request.root_path)
+    service = current_service()
+    names = service.runs.starts.names()
+    return description(service.settings, names, list(service.dialects), request.root_path)
 
 
 def live() -> ResponseReturnValue:
