@@ -54,7 +54,7 @@ def create_app(**settings: Any) -> Flask:
     app.register_error_handler(HTTPException, http_problem)
     stream = FlaskStream(app, **settings)
     service: Service = app.extensions["flask_stream"]
-    service.access.keys.check()
+    service.access.keys.check_signing_key()
     app.after_request(vary)
     app.after_request(headers(service.settings.frame_ancestors))
     own = service.settings

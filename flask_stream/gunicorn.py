@@ -135,7 +135,7 @@ def post_worker_init(worker: Worker) -> None:
             warn_once(ONE_REQUEST)
         elif isinstance(worker, ThreadWorker):
             warn_once(ONE_THREAD_EACH)
-        service.access.quotas.fit(worker.cfg.worker_connections)
+        service.access.quotas.limit_streams(worker.cfg.worker_connections)
     # gunicorn has no hook for being told to go. The master counts its grace from its signal, the
     # worker from its own last look; so the master's SIGKILL comes first, and no `finally` runs.
     drain = threading.Thread(target=_drain_at_end, args=(worker,), name="drain", daemon=True)

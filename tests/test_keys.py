@@ -180,7 +180,7 @@ def test_the_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
 def test_a_key_that_is_none_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "secret_key").write_bytes(content)
     with pytest.raises(ConfigError, match="SECRET_KEY"):
-        keys(tmp_path).check()
+        keys(tmp_path).check_signing_key()
 
 
 def test_a_folder_that_cannot_be_made_is_told(
@@ -189,5 +189,5 @@ def test_a_folder_that_cannot_be_made_is_told(
     caplog.set_level(logging.DEBUG)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match="SECRET_KEY is not set"):
-        keys(tmp_path / "file" / "instance").check()
+        keys(tmp_path / "file" / "instance").check_signing_key()
     assert not caplog.records

@@ -116,7 +116,7 @@ def test_a_transport(make: Make) -> None:
     client = app.test_client()
     run = client.post("/runs", json={"chain": "shout", "input": "yes"}).get_json()["run"]
     with client.get(f"/lines/{run}") as response:
-        lines = [json.loads(line) for line in response.text.splitlines()]
+        lines = [json.loads(line) for line in response.get_data(as_text=True).splitlines()]
     assert lines[0]["run"] == run
     assert [line["content"] for line in lines if "content" in line] == ["yes ", "yes "]
     assert lines[-1]["status"] == "done"

@@ -228,7 +228,7 @@ def create_app() -> Flask:
             "sessions": len(server.eio.sockets),
             "rooms": sum(len(rooms) for rooms in server.manager.rooms.values()),
             "environments": len(server.environ),
-            "seats": service.access.quotas._seats,
+            "seats": service.access.quotas._streams,
             "greenlets": len([one for one in greenlets if not one.dead]),
             "files": len(os.listdir("/proc/self/fd")),
         }

@@ -37,17 +37,17 @@ logger = logging.getLogger(__name__)
 class Caller:
     """The caller of a request.
 
-    `principal` owns the runs that the caller starts. `address` is the client's, for limits. `known`
-    is False for a caller without credentials. `carried` is True when a script sent the credential
-    (a token or a ticket), False for a cookie, which a browser sends by itself. `issued` and
-    `expires` are in seconds since the epoch. A caller with a `ticket` may use that ticket's run
+    `principal` owns the runs that the caller starts. `address` is the client's, for limits.
+    `identified` is False for a caller without credentials. `explicit` is True when a script sent
+    the credential (a token or a ticket), False for a cookie, which a browser sends by itself.
+    `issued` and `expires` are in seconds since the epoch. A caller with a `ticket` may use that ticket's run
     only, and acts for the principal for whom the ticket was made.
     """
 
     principal: str
     address: str
-    known: bool
-    carried: bool = False
+    identified: bool
+    explicit: bool = False
     issued: float | None = None
     expires: float | None = None
     ticket: OpenedTicket | None = None
@@ -78,7 +78,7 @@ class Access:
 
     # Identity
 
-    def visitor(self, request: Request) -> Caller:
+    def caller(self, request: Request) -> Caller:
         """Return the caller of a request.
 
         Raises Unauthorized for a token, key or ticket that is not valid or has expired, and
@@ -88,38 +88,38 @@ class Access:
         text = request.args.get("ticket")
         if text is not None:
             opened = self.tickets.open(text)
-            found = Identity(opened.ticket.principal, opened.issued, opened.expires, carried=True)
+            found = Identity(opened.ticket.principal, opened.issued, opened.expires, explicit=True)
         else:
             opened = None
-            known = site_identity(request, self.keys) or self._auth.identify(request)
-            if known is None:
+            identity = site_identity(request, self.keys) or self._auth.identify(request)
+            if identity is None:
                 fingerprint = self.keys.fingerprint(f"address {address}")
-                return Caller(f"{ANONYMOUS}{fingerprint}", address, known=False)
-            found = known
+                return Caller(f"{ANONYMOUS}{fingerprint}", address, identified=False)
+            found = identity
         self.revocation.check(found.principal, found.issued)
         who = found.principal
-        return Caller(who, address, True, found.carried, found.issued, found.expires, opened)
+        return Caller(who, address, True, found.explicit, found.issued, found.expires, opened)
 
-    def still(self, request: Request, before: Caller) -> str | None:
+    def recheck(self, request: Request, before: Caller) -> str | None:
         """Return why an open stream's caller may no longer read, as a sentence; None if it may.
 
         A token may expire, a session may be revoked, and a person may sign out.
         """
-        if not before.known:
+        if not before.identified:
             return None
         try:
             self.revocation.check(before.principal, before.issued)
             # In a new request context, so that nothing cached for the first one is used.
             environ = {k: v for k, v in request.environ.items() if k != "werkzeug.request"}
             with self._app.request_context(environ) as now:
-                visitor = self.visitor(now.request)
+                caller = self.caller(now.request)
         except Unauthorized as error:
             return error.detail
         except Unavailable:
             # An outage ends no stream; an expiry that is known does.
             over = before.expires is not None and time.time() >= before.expires
             return "The sign-in has expired." if over else None
-        return None if visitor.principal == before.principal else "The sign-in has ended."
+        return None if caller.principal == before.principal else "The sign-in has ended."
 
     def _address(self, request: Request) -> str:
         if not self._proxies and "X-Forwarded-For" in request.headers:
@@ -151,51 +151,51 @@ class Access:
             # Whether the page may start runs is checked when it starts one.
             self.origins.check_page(request, public=True)
 
-    def check_start(self, request: Request, visitor: Caller, *, public: bool) -> None:
+    def check_start(self, request: Request, caller: Caller, *, public: bool) -> None:
         """Raise Forbidden or Unauthorized if this request may not start a run.
 
         `public` is whether the chain was added with `public=True`.
         """
         if request.method == "GET":
             self.origins.check_script(request)
-        if not visitor.carried:
+        if not caller.explicit:
             self.origins.check_page(request, public=public)
-        self.check_known(visitor, public=public)
+        self.check_identified(caller, public=public)
 
-    def check_handshake(self, request: Request, visitor: Caller, *, public: bool) -> None:
+    def check_handshake(self, request: Request, caller: Caller, *, public: bool) -> None:
         """Raise Forbidden or Unauthorized if this WebSocket may not start runs."""
-        if not visitor.carried:
+        if not caller.explicit:
             self.origins.check_handshake(request, public=public)
-        self.check_known(visitor, public=public)
+        self.check_identified(caller, public=public)
 
-    def check_known(self, visitor: Caller, *, public: bool) -> None:
+    def check_identified(self, caller: Caller, *, public: bool) -> None:
         """Raise Unauthorized if the caller has no credentials and the chain requires them."""
-        if not visitor.known and not public and not self._auth.open:
+        if not caller.identified and not public and not self._auth.open:
             raise Unauthorized("Sign in to start a run here.")
 
-    def welcome(self, request: Request, response: Response) -> None:
+    def set_session(self, request: Request, response: Response) -> None:
         """Set a session cookie on a page's response, if callers are known by sessions."""
         try:
-            self.visitor(request)
+            self.caller(request)
         except Unauthorized:
-            self._auth.welcome(request, response, anew=True)
+            self._auth.set_session(request, response, renew=True)
         else:
-            self._auth.welcome(request, response, anew=False)
+            self._auth.set_session(request, response, renew=False)
 
     # Tickets
 
-    def issuer(self, visitor: Caller, user: str | None) -> str:
+    def ticket_principal(self, caller: Caller, user: str | None) -> str:
         """Return the principal whose run a new ticket starts: the caller, or a user of its site.
 
         Raises Unauthorized without credentials, Forbidden for a caller with a ticket, and
         BadRequest for a `user` that is not a site's.
         """
-        if not visitor.known:
+        if not caller.identified:
             raise Unauthorized("Sign in, or send an API key, to get a ticket.")
-        if visitor.ticket is not None:
+        if caller.ticket is not None:
             raise Forbidden("A ticket cannot be used to make another ticket.")
         if user is None:
-            return visitor.principal
-        if not visitor.principal.startswith("site:"):
+            return caller.principal
+        if not caller.principal.startswith("site:"):
             raise BadRequest("Only a site with an API key may name a user.", field="user")
-        return f"{visitor.principal}/{user}"
+        return f"{caller.principal}/{user}"

@@ -31,14 +31,14 @@ COOKIE = "stream_session"
 class Identity:
     """What a request's credentials say.
 
-    `issued` and `expires` are in seconds since the epoch. `carried` is True for a credential that a
-    script sent, such as a token; a browser sends a cookie by itself.
+    `issued` and `expires` are in seconds since the epoch. `explicit` is True for a credential
+    that a script sent, such as a token; a browser sends a cookie by itself.
     """
 
     principal: str
     issued: float | None = None
     expires: float | None = None
-    carried: bool = False
+    explicit: bool = False
 
 
 class Auth(Protocol):
@@ -53,10 +53,10 @@ class Auth(Protocol):
         Raises Unauthorized for credentials that are not valid or have expired.
         """
 
-    def welcome(self, request: Request, response: Response, anew: bool) -> None:
+    def set_session(self, request: Request, response: Response, renew: bool) -> None:
         """Add to a page's response what identifies the next request.
 
-        `anew` replaces an identity that is no longer valid.
+        `renew` replaces an identity that is no longer valid.
         """
 
 
@@ -75,19 +75,19 @@ class SessionAuth:
         self._url_prefix = url_prefix
 
     def identify(self, request: Request) -> Identity | None:
-        known = self._known(request)
-        if known is None:
+        found = self._session(request)
+        if found is None:
             return None
-        session, since = known
+        session, since = found
         return Identity(f"session:{session}", since, since + self._age)
 
-    def welcome(self, request: Request, response: Response, anew: bool) -> None:
-        known = None if anew else self._known(request)
-        if known is not None and time.time() - known[1] < self._age / 2:
+    def set_session(self, request: Request, response: Response, renew: bool) -> None:
+        found = None if renew else self._session(request)
+        if found is not None and time.time() - found[1] < self._age / 2:
             return
         response.set_cookie(
             COOKIE,
-            str(self._keys.serializer("session").dumps(known[0] if known else new_id())),
+            str(self._keys.serializer("session").dumps(found[0] if found else new_id())),
             max_age=int(self._age),
             path=request.root_path + self._url_prefix or "/",
             secure=request.is_secure,
@@ -95,7 +95,7 @@ class SessionAuth:
             samesite="Lax",
         )
 
-    def _known(self, request: Request) -> tuple[str, float] | None:
+    def _session(self, request: Request) -> tuple[str, float] | None:
         # A forged or expired cookie is ignored, and a new session is made.
         cookie = request.cookies.get(COOKIE)
         if not cookie:
@@ -168,7 +168,7 @@ class TokenAuth:
             raise Unauthorized("The token has expired.", field="Authorization") from error
         except (jwt.PyJWTError, ValueError) as error:
             raise Unauthorized("The token is not valid.", field="Authorization") from error
-        return Identity(who, issued, float(claims["exp"]), carried=True)
+        return Identity(who, issued, float(claims["exp"]), explicit=True)
 
     def _key_of(self, token: str) -> Any:
         if self._jwks is None:
@@ -182,7 +182,7 @@ class TokenAuth:
             raise Unavailable("Tokens cannot be checked right now.", retry_after=5) from error
         return self._jwks.get_signing_key_from_jwt(token).key
 
-    def welcome(self, request: Request, response: Response, anew: bool) -> None:
+    def set_session(self, request: Request, response: Response, renew: bool) -> None:
         """Do nothing: tokens are issued elsewhere."""
 
 
@@ -201,7 +201,7 @@ class CallbackAuth:
             return None
         return Identity(_user(id), issued=time.time())
 
-    def welcome(self, request: Request, response: Response, anew: bool) -> None:
+    def set_session(self, request: Request, response: Response, renew: bool) -> None:
         """Do nothing: the app signs people in."""
 
 
@@ -224,7 +224,7 @@ def site_identity(request: Request, keys: Keys) -> Identity | None:
     name = keys.site(key)
     if name is None:
         raise Unauthorized("The API key is not known.", field="Authorization")
-    return Identity(f"site:{name}", issued=time.time(), carried=True)
+    return Identity(f"site:{name}", issued=time.time(), explicit=True)
 
 
 def _user(id: str | int) -> str:

@@ -39,10 +39,10 @@ class Keys:
         self._made: str | None = None
         self._sites = dict(_site(word) for word in api_keys.split())
 
-    def check(self) -> None:
+    def check_signing_key(self) -> None:
         """Raise ConfigError if there is no signing key and none can be made."""
         if not self._app.secret_key:
-            self._own()
+            self._instance_key()
 
     def serializer(self, salt: str) -> URLSafeTimedSerializer:
         """Return a serializer for one purpose: its signatures are not valid under another salt.
@@ -50,7 +50,7 @@ class Keys:
         Raises ConfigError if there is no key and none can be made.
         """
         app = self._app
-        key = app.secret_key or self._own()
+        key = app.secret_key or self._instance_key()
         fallbacks = app.config.get("SECRET_KEY_FALLBACKS") or []
         # itsdangerous signs with the last key and accepts all of them.
         return URLSafeTimedSerializer(
@@ -59,11 +59,11 @@ class Keys:
 
     def fingerprint(self, text: str) -> str:
         """Return 16 hexadecimal digits for a text. They reveal nothing without the key."""
-        key = self._app.secret_key or self._own()
+        key = self._app.secret_key or self._instance_key()
         raw = key.encode() if isinstance(key, str) else key
         return hmac.new(raw, text.encode(), sha256).hexdigest()[:16]
 
-    def _own(self) -> str:
+    def _instance_key(self) -> str:
         if self._made is None:
             self._made = _kept(Path(self._app.instance_path) / FILE)
         return self._made

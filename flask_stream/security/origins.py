@@ -71,7 +71,7 @@ class Origins:
         """Raise Forbidden for a GET that is not a script's `fetch` or `EventSource`.
 
         Images, frames, prefetches and links send GETs too. Another site could use one of them to
-        start a run in a visitor's name.
+        start a run in a caller's name.
         """
         headers = request.headers
         kind, mode = headers.get("Sec-Fetch-Dest"), headers.get("Sec-Fetch-Mode")

@@ -38,11 +38,11 @@ class Quotas:
         self._starts = StartLimits(settings)
         self._worker = settings.max_streams_per_worker
         self._open: Counter[str] = Counter()
-        self._seats = 0
+        self._streams = 0
         self._uploads: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def fit(self, connections: int) -> None:
+    def limit_streams(self, connections: int) -> None:
         """Keep open streams below the worker's number of connections, with some to spare."""
         room = max(1, connections - min(SPARE, connections // 10 + 1))
         self._worker = min(self._worker or room, room)
@@ -64,25 +64,25 @@ class Quotas:
             # Two days: the counter may begin at any hour, and is read until midnight.
             self._store.count(_today(principal), tokens, 2 * DAY)
 
-    def most(self, principal: str) -> int:
+    def live_run_limit(self, principal: str) -> int:
         """Return how many live runs a principal may have; 0 means any number."""
         settings = self._settings
         return settings.max_runs_per_address if is_anonymous(principal) else settings.max_runs
 
-    def sit(self, principal: str, address: str) -> StreamSlot:
+    def open_stream(self, principal: str, address: str) -> StreamSlot:
         """Reserve one open stream. Raises TooManyRequests, or Unavailable in a full worker."""
         settings = self._settings
         keys = {f"address {address}": settings.max_streams_per_address}
         if not is_anonymous(principal):
             keys[f"principal {principal}"] = settings.max_streams
         with self._lock:
-            if self._worker and self._seats >= self._worker:
-                logger.warning("%d streams are open, which is this worker's limit", self._seats)
+            if self._worker and self._streams >= self._worker:
+                logger.warning("%d streams are open, which is this worker's limit", self._streams)
                 raise Unavailable("This server has too many open streams.", retry_after=5)
             for key, most in keys.items():
                 if most and self._open[key] >= most:
                     raise TooManyRequests("You have too many streams open.", retry_after=10)
-            self._seats += 1
+            self._streams += 1
             self._open.update(keys.keys())
         return StreamSlot(self, list(keys))
 
@@ -101,10 +101,10 @@ class Quotas:
             with self._lock:
                 self._uploads -= Counter([address])
 
-    def rise(self, keys: list[str]) -> None:
+    def release_stream(self, keys: list[str]) -> None:
         """Release a reserved stream."""
         with self._lock:
-            self._seats -= 1
+            self._streams -= 1
             for key in keys:
                 self._open[key] -= 1
                 if not self._open[key]:
@@ -120,11 +120,11 @@ class StreamSlot:
         self._quotas: Quotas | None = quotas
         self._keys = keys
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Release it. A second call does nothing."""
         quotas, self._quotas = self._quotas, None
         if quotas is not None:
-            quotas.rise(self._keys)
+            quotas.release_stream(self._keys)
 
 
 def _today(principal: str) -> str:

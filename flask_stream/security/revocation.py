@@ -1,4 +1,4 @@
-"""Signing a principal out: what it was known by before counts no longer."""
+"""Revocation: signing a principal out everywhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Revocation:
         self._store = store
 
     def revoke(self, principal: str) -> None:
-        """Refuse what a principal was known by until now: sessions, tokens and tickets.
+        """Refuse the sessions, tokens and tickets that a principal has had until now.
 
         Raises StoreError, and TimeoutError if other revocations hold the lock for too long.
         """

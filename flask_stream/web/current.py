@@ -20,60 +20,60 @@ if TYPE_CHECKING:
 
 
 def current_service() -> Service:
-    """The service of the app that handles this request."""
+    """Return the service of the app that handles this request."""
     found: Service = current_app.extensions["flask_stream"]
     return found
 
 
 def current_runs() -> Runs:
-    """Its runs."""
+    """Return the runs of the app that handles this request."""
     return current_service().runs
 
 
 def json_object() -> dict[str, Any]:
-    """The request's body, a JSON object."""
+    """Return the request's body, a JSON object. Raises RequestError for anything else."""
     settings = current_service().settings
     return json_body(settings.max_body, settings.body_timeout)
 
 
 def current_caller(run: str | None = None) -> Caller:
-    """Who asks. Raises NotFound where it is about a run that is not their ticket's."""
-    visitor = current_service().access.visitor(request)
+    """Return the caller. Raises NotFound if `run` is given and their ticket is for another run."""
+    caller = current_service().access.caller(request)
     if run is not None:
-        visitor.check_run(run)
-    return visitor
+        caller.check_run(run)
+    return caller
 
 
 def conversation_owner() -> str:
-    """Whose conversations this is about. Raises NotFound for who has only a ticket."""
-    visitor = current_caller()
-    if visitor.ticket is not None:
+    """Return the caller's principal. Raises NotFound for a caller with a ticket only."""
+    caller = current_caller()
+    if caller.ticket is not None:
         raise NotFound("There is no such conversation.", field="conversation")
-    return visitor.principal
+    return caller.principal
 
 
 def question_input(chain: str, value: str | dict[str, Any], field: str = "input") -> dict[str, Any]:
-    """A run's input, of what a client sent for that chain. Raises BadRequest, and NotFound."""
+    """Return a run's input from what a client sent. Raises BadRequest, and NotFound."""
     most = current_service().settings.max_question
     return asked(value, most, current_runs().starts.chain(chain).source.longest or most, field)
 
 
 def resume_input(value: Any) -> dict[str, Any]:
-    """A run's input that is an answer to what another has asked. Raises BadRequest."""
+    """Return the input of a run that answers an interrupt. Raises BadRequest."""
     return answered(value, current_service().settings.max_question)
 
 
-def start_for(visitor: Caller, asked: StartRequest, *, counted: bool = False) -> tuple[Run, bool]:
-    """Start what a visitor asks for, or find the run that is there.
+def start_for(caller: Caller, asked: StartRequest, *, counted: bool = False) -> tuple[Run, bool]:
+    """Start a run for a caller, or return the existing run of that id, and whether it is new.
 
-    Whether this request may start anything is not looked at here. A start that is `counted`
-    already does not count again.
+    Call `check_start` before: this function checks only tickets and limits. `counted` is whether
+    the limits have counted this start already.
     """
-    access, opened = current_service().access, visitor.ticket
+    access, opened = current_service().access, caller.ticket
     if opened is not None:
-        # What a ticket says stands, and what a page says beside it does not count.
+        # The ticket decides: fields that a page sends beside it are ignored.
         ticket = opened.ticket
-        visitor.check_run(asked.run or ticket.run)
+        caller.check_run(asked.run or ticket.run)
         if asked.chain != ticket.chain:
             raise Forbidden("The ticket is for another chain.", field="ticket")
         asked = replace(
@@ -88,19 +88,19 @@ def start_for(visitor: Caller, asked: StartRequest, *, counted: bool = False) ->
         if opened is not None and not opened.fresh:
             raise Unauthorized("The ticket has expired.", field="ticket")
         if not counted:
-            access.quotas.start(visitor.principal, visitor.address)
+            access.quotas.start(caller.principal, caller.address)
 
-    who = visitor.principal
-    most = access.quotas.most(who)
+    who = caller.principal
+    most = access.quotas.live_run_limit(who)
     return current_runs().starts.start(replace(asked, who=who, most=most, admit=admit))
 
 
-def check_known(visitor: Caller) -> None:
-    """Raise Unauthorized for who may start nothing here, whatever they would send."""
-    current_service().access.check_known(visitor, public=current_runs().starts.public)
+def check_identified(caller: Caller) -> None:
+    """Raise Unauthorized for a caller who may not start a run of any chain."""
+    current_service().access.check_identified(caller, public=current_runs().starts.public)
 
 
-def check_start(visitor: Caller, chain: str) -> None:
-    """Raise what forbids that this request starts a run of the chain."""
+def check_start(caller: Caller, chain: str) -> None:
+    """Raise Forbidden or Unauthorized if this request may not start a run of the chain."""
     public = current_runs().starts.chain(chain).public
-    current_service().access.check_start(request, visitor, public=public)
+    current_service().access.check_start(request, caller, public=public)

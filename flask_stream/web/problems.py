@@ -1,4 +1,4 @@
-"""Errors as problem documents (RFC 9457): what a client is told when it cannot have something."""
+"""Errors as problem documents (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import NotFound, RequestError
 
 
 def problem(error: RequestError) -> Response:
-    """An error as a problem document (RFC 9457)."""
+    """Return the response for an error."""
     document: dict[str, Any] = {
         "type": "about:blank",
         "title": error.title,
@@ -35,7 +35,7 @@ def problem(error: RequestError) -> Response:
 
 
 def http_problem(error: HTTPException) -> Response:
-    """What Flask itself refuses, in the same form."""
+    """Return the response for an error that Flask itself raised, in the same form."""
     if error.code == 404:
         return problem(NotFound("There is nothing here."))
     response = Response(

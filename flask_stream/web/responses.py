@@ -1,4 +1,4 @@
-"""What every view does: tells who asks, starts a run for them, streams one, describes one."""
+"""Responses: sessions, event streams, and runs and conversations as JSON."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .server_socket import server_socket
 _EVENT_STREAM = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 
 
-def with_session(visitor: Caller, response: Response) -> Response:
-    """The response, with a session in it for who has none yet."""
-    # Of our own pages only: nobody else's would send the cookie back. It counts from the next
-    # request on, so that who takes no cookies has what it has started all the same.
-    if not visitor.known and request.headers.get("Sec-Fetch-Site") == "same-origin":
-        current_service().access.welcome(request, response)
+def with_session(caller: Caller, response: Response) -> Response:
+    """Add a session cookie to the response if the caller has no credentials; return it."""
+    # Only for this site's own pages: others would not send the cookie back. It counts from the
+    # next request on, so a client that refuses cookies still has the run that it started.
+    if not caller.identified and request.headers.get("Sec-Fetch-Site") == "same-origin":
+        current_service().access.set_session(request, response)
     return response
 
 
 def dialect_of(name: str | None) -> Dialect:
-    """What `?format=` names. Raises BadRequest."""
+    """Return the dialect that `?format=` names. Raises BadRequest."""
     dialects = current_service().dialects
     dialect = dialects.get(name or "native")
     if dialect is None:
@@ -36,21 +36,21 @@ def dialect_of(name: str | None) -> Dialect:
     return dialect
 
 
-def permit_for(visitor: Caller) -> StreamPermit:
-    """A place for one more stream. Raises TooMany, or Unavailable. It has to be left."""
+def permit_for(caller: Caller) -> StreamPermit:
+    """Return a permit for one more stream; call its `leave`. Raises TooManyRequests, Unavailable."""
     return StreamPermit(
-        current_service().access, request, visitor, current_service().settings.recheck
+        current_service().access, request, caller, current_service().settings.recheck
     )
 
 
-def stream(visitor: Caller, place: Cursor, format: str | None, permit: StreamPermit) -> Response:
-    """A run's log from a place on, and what is still to come; 204 where nothing is.
+def stream(caller: Caller, cursor: Cursor, format: str | None, permit: StreamPermit) -> Response:
+    """Return a stream of the run's events after the cursor, or 204 if there will be none.
 
-    Leaves the permit, whatever happens.
+    Releases the permit when the stream ends, or at once if there is no stream.
     """
     try:
         dialect = dialect_of(format)
-        reader = current_runs().read(place, visitor.principal)
+        reader = current_runs().read(cursor, caller.principal)
         if reader is not None:
             opened = current_service().sse.open_stream(
                 reader, dialect, permit, server_socket(request.environ)
@@ -67,14 +67,14 @@ def stream(visitor: Caller, place: Cursor, format: str | None, permit: StreamPer
         permit.leave()
         raise
     permit.leave()
-    # The one answer that tells a browser not to come back.
+    # The one status that keeps an EventSource from reconnecting.
     done = Response(status=204)
     del done.headers["Content-Type"]
     return done
 
 
 def run_json(run: Run) -> dict[str, Any]:
-    """A run as JSON shows it."""
+    """Return a run as JSON shows it; see `schemas.Run`."""
     return {
         "run": run.id,
         "chain": run.chain,
@@ -92,7 +92,7 @@ def run_json(run: Run) -> dict[str, Any]:
 
 
 def conversation_json(conversation: Conversation) -> dict[str, Any]:
-    """A conversation as JSON shows it in a list."""
+    """Return a conversation as JSON shows it in a list; see `schemas.Conversation`."""
     return {
         "id": conversation.id,
         "title": conversation.title,

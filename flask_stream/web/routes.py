@@ -24,7 +24,7 @@ from ..security.tickets import Ticket
 from .bodies import form
 from .cli import make_key
 from .current import (
-    check_known,
+    check_identified,
     check_start,
     conversation_owner,
     current_caller,
@@ -99,36 +99,36 @@ def _check_change() -> None:
 
 def start() -> ResponseReturnValue:
     """`POST /runs`: start a run, or find the one of that id."""
-    visitor = current_caller()
-    check_known(visitor)
+    caller = current_caller()
+    check_identified(caller)
     uploads = request.mimetype == "multipart/form-data"
     if uploads:
-        body = fields(Start, _uploaded(visitor))
+        body = fields(Start, _uploaded(caller))
     else:
         body = fields(Start, json_object())
-        check_start(visitor, body.chain)
+        check_start(caller, body.chain)
     if (body.input is None) == ("resume" not in body.model_fields_set):
         raise BadRequest("Send input, or resume for an answer that was asked for.", field="input")
     value = (
         resume_input(body.resume) if body.input is None else question_input(body.chain, body.input)
     )
-    run, new = start_for(visitor, _asked(body, body.chain, value), counted=uploads)
+    run, new = start_for(caller, _asked(body, body.chain, value), counted=uploads)
     response = jsonify(run_json(run))
     response.status_code = 201 if new else 200
     response.headers["Location"] = url_for(".status", run=run.id)
-    return with_session(visitor, response)
+    return with_session(caller, response)
 
 
-def _uploaded(visitor: Caller) -> dict[str, Any]:
+def _uploaded(caller: Caller) -> dict[str, Any]:
     """The fields of a form, with the text of its file as the input.
 
     Whether it may start a run is looked at, and it counts as a start, before the file is read.
     """
     settings, quotas = current_service().settings, current_service().access.quotas
-    with quotas.upload(visitor.address):
+    with quotas.upload(caller.address):
         values, (name, data) = form(settings.max_upload, settings.body_timeout)
-        check_start(visitor, values.get("chain", ""))
-        quotas.start(visitor.principal, visitor.address)
+        check_start(caller, values.get("chain", ""))
+        quotas.start(caller.principal, caller.address)
         # On a thread of its own: a page that is made to be slow would hold up everybody.
         text = reader.call(text_of, name, data, settings.max_document, settings.max_pages)
     return values | {"input": {"document": text}}
@@ -142,11 +142,11 @@ def status(run: str) -> ResponseReturnValue:
 def events(run: str) -> ResponseReturnValue:
     """`GET /runs/<run>/events`: the run's log from a cursor on, and what is still to come."""
     refuse_head()
-    visitor = current_caller(run)
+    caller = current_caller(run)
     place = cursor(run) or Cursor(run, 0)
     if place.run != run:
         raise BadRequest("The cursor is of another run.", field="Last-Event-ID")
-    return stream(visitor, place, request.args.get("format"), permit_for(visitor))
+    return stream(caller, place, request.args.get("format"), permit_for(caller))
 
 
 def cancel(run: str) -> ResponseReturnValue:
@@ -157,26 +157,26 @@ def cancel(run: str) -> ResponseReturnValue:
 def ask(chain: str) -> ResponseReturnValue:
     """`/stream_<chain>`: start and stream in one request, or resume what it had started."""
     refuse_head()
-    visitor = current_caller()
+    caller = current_caller()
     current_runs().starts.chain(chain)
     place = cursor(None)
     if place is not None:
         # A browser repeats the whole request when it reconnects, question and all.
-        visitor.check_run(place.run)
-        return stream(visitor, place, request.args.get("format"), permit_for(visitor))
+        caller.check_run(place.run)
+        return stream(caller, place, request.args.get("format"), permit_for(caller))
     known = {name: v for name, v in request.args.items() if name in Ask.model_fields}
-    check_start(visitor, chain)
+    check_start(caller, chain)
     body = fields(Ask, known | json_object() if request.method == "POST" else known)
     dialect = dialect_of(body.format)
     value = question_input(chain, body.question, "question")
     # Before the model is asked: an answer that nobody may read is paid for, too.
-    permit = permit_for(visitor)
+    permit = permit_for(caller)
     try:
-        run, _ = start_for(visitor, _asked(body, chain, value))
+        run, _ = start_for(caller, _asked(body, chain, value))
     except BaseException:
         permit.leave()
         raise
-    return with_session(visitor, stream(visitor, Cursor(run.id, 0), dialect.name, permit))
+    return with_session(caller, stream(caller, Cursor(run.id, 0), dialect.name, permit))
 
 
 def _asked(body: Start | Ask, chain: str, value: dict[str, Any]) -> StartRequest:
@@ -216,10 +216,10 @@ def conversation(id: str) -> ResponseReturnValue:
 
 def tickets() -> ResponseReturnValue:
     """`POST /tickets`: a right to start one run, for a page that has no session here."""
-    visitor = current_caller()
+    caller = current_caller()
     body = fields(MakeTicket, json_object())
     current_runs().starts.chain(body.chain)
-    principal = current_service().access.issuer(visitor, body.user)
+    principal = current_service().access.ticket_principal(caller, body.user)
     current_runs().starts.place(principal, body.conversation, body.parent or NEWEST)
     made = Ticket(new_id(), body.chain, principal, body.conversation, body.parent)
     text, expires = current_service().access.tickets.issue(made)
@@ -271,5 +271,5 @@ def chat(conversation: str | None = None) -> ResponseReturnValue:
         "title": settings.title,
     }
     response = make_response(render_template("chat.html", data=data))
-    current_service().access.welcome(request, response)
+    current_service().access.set_session(request, response)
     return response

@@ -93,12 +93,12 @@ class RequestOpener:
         token or a ticket, excuses it here where it is the same.
         """
         access, opened = current_service().access, self._visitor
-        if not opened.carried:
+        if not opened.explicit:
             _check_page(access.origins, request)
-        if not opened.known:
+        if not opened.identified:
             return True
         try:
-            visitor = access.visitor(request)
+            visitor = access.caller(request)
         except Unauthorized:
             return False
         return visitor.principal == opened.principal and _ticket(visitor) == _ticket(opened)
@@ -126,7 +126,7 @@ def make_handshake(app: Flask) -> Handshake:
         with app.request_context(_with(environ, auth)) as context:
             now = context.request
             access, visitor = current_service().access, current_caller()
-            if not visitor.carried:
+            if not visitor.explicit:
                 _check_page(access.origins, now)
             permit = StreamPermit(access, now, visitor, current_service().settings.recheck)
             return AnyChainSession(visitor, now), permit, RequestOpener(visitor)
