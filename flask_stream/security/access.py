@@ -40,8 +40,8 @@ class Caller:
     `principal` owns the runs that the caller starts. `address` is the client's, for limits.
     `identified` is False for a caller without credentials. `explicit` is True when a script sent
     the credential (a token or a ticket), False for a cookie, which a browser sends by itself.
-    `issued` and `expires` are in seconds since the epoch. A caller with a `ticket` may use that ticket's run
-    only, and acts for the principal for whom the ticket was made.
+    `issued` and `expires` are in seconds since the epoch. A caller with a `ticket` may use that
+    ticket's run only, and acts for the principal for whom the ticket was made.
     """
 
     principal: str

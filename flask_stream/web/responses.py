@@ -37,7 +37,7 @@ def dialect_of(name: str | None) -> Dialect:
 
 
 def permit_for(caller: Caller) -> StreamPermit:
-    """Return a permit for one more stream; call its `leave`. Raises TooManyRequests, Unavailable."""
+    """Return a permit for one more stream, to be left. Raises TooManyRequests or Unavailable."""
     return StreamPermit(
         current_service().access, request, caller, current_service().settings.recheck
     )
