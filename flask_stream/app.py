@@ -27,15 +27,15 @@ from .web.problems import http_problem
 
 logger = logging.getLogger(__name__)
 
-#: Tokens of earlier turns for the embedded model, which has room for few.
+#: Tokens of earlier turns for the embedded model, whose context is small.
 LOCAL_HISTORY = 1024
 
 
 def create_app(**settings: Any) -> Flask:
-    """The service, configured from `FLASK_STREAM_*` in the environment.
+    """Return the service as a Flask app, configured from `FLASK_STREAM_*` in the environment.
 
-    `settings` are those of `flask_stream.config`, without the prefix, and go before the
-    environment. Raises ConfigError for a setting that cannot work.
+    `settings` are those of `flask_stream.config` without the prefix. They override the
+    environment. Raises ConfigError for a wrong value.
     """
     app = Flask(__name__, static_folder=None, template_folder=None)
     app.config.from_prefixed_env()
@@ -50,7 +50,7 @@ def create_app(**settings: Any) -> Flask:
         app.config.setdefault("STREAM_ADDRESS_LIMIT", "120/minute")
     else:
         logger.warning("starts are not limited: pip install 'flask-llm-stream[limits]'")
-    # Beside the blueprint's own: what no route of it was found for.
+    # The blueprint handles its own errors; this is for URLs that no route matches.
     app.register_error_handler(HTTPException, http_problem)
     stream = FlaskStream(app, **settings)
     service: Service = app.extensions["flask_stream"]
@@ -58,7 +58,7 @@ def create_app(**settings: Any) -> Flask:
     app.after_request(vary)
     app.after_request(headers(service.settings.frame_ancestors))
     own = service.settings
-    model = FallbackModel(settings=own)  # a wrong name is told now, not when somebody asks
+    model = FallbackModel(settings=own)  # raises now for a wrong name, not at the first question
     small = chosen(own)[0] == "local"
     stream.add(
         "chat",
@@ -66,7 +66,7 @@ def create_app(**settings: Any) -> Flask:
         input=lambda input: {"question": input.question, "history": history(input)},
         history_tokens=LOCAL_HISTORY if small and own.history_tokens is None else None,
     )
-    # Pieces of a document that are sent without waiting are read one after the other.
+    # Pieces of one document may be sent without waiting: they are read in order.
     stream.add("summary", Summary(own), multitask="queue")
     if find_spec("langchain") is not None:
         stream.add("agent", agent(model, own), refusal=lambda: tools_refusal(own))

@@ -28,14 +28,15 @@ _NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 
 
 class FlaskStream:
-    """Puts chains on the wire.
+    """Serves chains from a Flask app as streams.
 
         app = Flask(__name__)
         stream = FlaskStream(app)
         stream.add("chat", prompt | model | StrOutputParser())
 
-    `settings` are those of `flask_stream.config`, without the prefix: `heartbeat=5`. They go
-    before Flask's config. Raises ConfigError for one that cannot work.
+    `settings` are those of `flask_stream.config` without the prefix, such as `heartbeat=5`. They
+    override Flask's config. Raises ConfigError for a wrong value, and where a name or a route of
+    the app collides with one of ours.
     """
 
     def __init__(self, app: Flask | None = None, **settings: Any) -> None:
@@ -45,7 +46,7 @@ class FlaskStream:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Give an app the streaming endpoints. Chains may be added before or after."""
+        """Add the routes to an app. Chains may be added before or after."""
         settings = Settings.load(app.config, self._given)
         check_names(app)
         if settings.proxies:
@@ -147,7 +148,7 @@ class FlaskStream:
         )
 
     def chain(self, name: str, **options: Any) -> Callable[[Function], Function]:
-        """Add the decorated generator function under that name; options are those of `add`."""
+        """Add the decorated function under a name, with the options of `add`."""
         if not isinstance(name, str):
             raise ConfigError("@stream.chain", 'needs a name: @stream.chain("shout")')
 

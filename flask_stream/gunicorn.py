@@ -65,7 +65,7 @@ access_log_format = "%(h)s %(m)s %(U)s %(s)s %(b)s %(M)s ms"
 
 
 class JsonLogger(Logger):
-    """gunicorn's own lines, as those of the service."""
+    """gunicorn's logger, with lines of JSON like those of the service."""
 
     def setup(self, cfg: Config) -> None:
         super().setup(cfg)
@@ -77,7 +77,7 @@ class JsonLogger(Logger):
 _started: list[LocalServer] = []
 _drains: list[threading.Thread] = []
 
-#: Seconds before the master's SIGKILL at which a worker that goes ends what still runs.
+#: Seconds before the master's SIGKILL at which a worker that shuts down ends its live runs.
 MARGIN = 3.0
 
 
@@ -116,9 +116,9 @@ def on_exit(server: Arbiter) -> None:
 
 
 def post_worker_init(worker: Worker) -> None:
-    """Ready the worker: for long service, and for the day when it is told to go."""
-    # What LangChain's modules hold is for ever; looking at it again in every full collection
-    # costs a third of all time. What a stream makes goes away by itself, mostly: fewer looks do.
+    """Tune the garbage collector, warn of unfit workers, and prepare the worker's shutdown."""
+    # LangChain's modules stay for ever, and scanning them in every full collection takes a third
+    # of all time. Most of what a stream allocates is freed without the collector.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
@@ -144,7 +144,7 @@ def post_worker_init(worker: Worker) -> None:
 
 
 def _no_fault(record: logging.LogRecord) -> bool:
-    """A client that was too slow for its write deadline is told in a line, without a trace."""
+    """Log a client that missed its write deadline in one line, without a traceback."""
     if str(record.msg).startswith("Invalid request from ip="):
         # What follows is what the client has sent, a question perhaps.
         record.msg = str(record.msg).partition("'")[0].rstrip(" :")
@@ -156,7 +156,7 @@ def _no_fault(record: logging.LogRecord) -> bool:
 
 
 def worker_exit(server: Arbiter, worker: Worker) -> None:
-    """Stay until the live runs have ended: the worker goes as soon as its last reader has."""
+    """Wait until the live runs have ended. gunicorn itself waits for open responses only."""
     worker.alive = False  # it may leave for another reason, such as a master that is gone
     for drain in _drains:
         drain.join()
@@ -166,7 +166,7 @@ def worker_exit(server: Arbiter, worker: Worker) -> None:
 
 
 def worker_int(worker: Worker) -> None:
-    """Ctrl-C: end the live runs now."""
+    """End the live runs at once, after Ctrl-C."""
     _drain(worker, 0.0)
 
 

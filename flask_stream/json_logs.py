@@ -56,14 +56,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def _failed(args: threading.ExceptHookArgs) -> None:
-    """A thread of a chain's own has failed: a line as any other."""
+    """Log an exception that ended a thread."""
     if args.exc_value is not None:
         trace = args.exc_type, args.exc_value, args.exc_traceback
         logging.getLogger("threads").error("a thread has failed", exc_info=trace)
 
 
 def configure_logging() -> None:
-    """Write the root logger's lines as JSON to standard error; nothing where it has handlers."""
+    """Log as JSON to standard error, unless the root logger already has handlers."""
     root = logging.getLogger()
     if root.handlers:
         return
@@ -72,6 +72,6 @@ def configure_logging() -> None:
     handler.setFormatter(JsonFormatter())
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    # They tell of every request, with its address.
+    # At INFO they log every request with its URL.
     for chatty in ("httpx", "httpx2", "httpcore", "openai", "anthropic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

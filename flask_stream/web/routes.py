@@ -1,4 +1,4 @@
-"""URL → runs → transport: the HTTP interface, and nothing but it."""
+"""The routes of the HTTP interface, and their views."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from .schemas import Ask, MakeTicket, Rename, Start
 PACKAGE = Path(__file__).parent.parent
 #: In a wheel the templates are inside the package; in a checkout they stand beside it.
 TEMPLATES = next(p for p in (PACKAGE / "templates", PACKAGE.parent / "templates") if p.is_dir())
-#: Where documents are read.
+#: The thread on which documents are read.
 reader = NativeThread()
 
 
@@ -98,7 +98,7 @@ def _check_change() -> None:
 
 
 def start() -> ResponseReturnValue:
-    """`POST /runs`: start a run, or find the one of that id."""
+    """`POST /runs`: start a run, or return the existing run of that id."""
     caller = current_caller()
     check_identified(caller)
     uploads = request.mimetype == "multipart/form-data"
@@ -120,16 +120,16 @@ def start() -> ResponseReturnValue:
 
 
 def _uploaded(caller: Caller) -> dict[str, Any]:
-    """The fields of a form, with the text of its file as the input.
+    """Return the fields of a form, with the text of its file as the input.
 
-    Whether it may start a run is looked at, and it counts as a start, before the file is read.
+    Permission and limits are checked, and the start is counted, before the file is parsed.
     """
     settings, quotas = current_service().settings, current_service().access.quotas
     with quotas.upload(caller.address):
         values, (name, data) = form(settings.max_upload, settings.body_timeout)
         check_start(caller, values.get("chain", ""))
         quotas.start(caller.principal, caller.address)
-        # On a thread of its own: a page that is made to be slow would hold up everybody.
+        # On a thread of its own: a document that takes long to parse must not block the worker.
         text = reader.call(text_of, name, data, settings.max_document, settings.max_pages)
     return values | {"input": {"document": text}}
 
@@ -161,7 +161,7 @@ def ask(chain: str) -> ResponseReturnValue:
     current_runs().starts.chain(chain)
     place = cursor(None)
     if place is not None:
-        # A browser repeats the whole request when it reconnects, question and all.
+        # An EventSource repeats the whole request when it reconnects.
         caller.check_run(place.run)
         return stream(caller, place, request.args.get("format"), permit_for(caller))
     known = {name: v for name, v in request.args.items() if name in Ask.model_fields}
@@ -169,7 +169,7 @@ def ask(chain: str) -> ResponseReturnValue:
     body = fields(Ask, known | json_object() if request.method == "POST" else known)
     dialect = dialect_of(body.format)
     value = question_input(chain, body.question, "question")
-    # Before the model is asked: an answer that nobody may read is paid for, too.
+    # Before the model is called: otherwise an answer that cannot be read would be paid for.
     permit = permit_for(caller)
     try:
         run, _ = start_for(caller, _asked(body, chain, value))
@@ -186,13 +186,13 @@ def _asked(body: Start | Ask, chain: str, value: dict[str, Any]) -> StartRequest
         value,
         run=body.run,
         conversation=body.conversation,
-        parent=parent or None,  # a query has no null: there, an empty one is none
+        parent=parent or None,  # a query has no null: there, an empty value means none
         multitask=body.multitask,
     )
 
 
 def conversations() -> ResponseReturnValue:
-    """`GET /conversations`: a page of one's own, the last updated first."""
+    """`GET /conversations`: a page of the caller's, the most recently updated first."""
     who = conversation_owner()
     page, after = current_runs().conversations.page(
         who, number("limit", USUAL), request.args.get("before")
@@ -215,7 +215,7 @@ def conversation(id: str) -> ResponseReturnValue:
 
 
 def tickets() -> ResponseReturnValue:
-    """`POST /tickets`: a right to start one run, for a page that has no session here."""
+    """`POST /tickets`: make a ticket, the right to start one run."""
     caller = current_caller()
     body = fields(MakeTicket, json_object())
     current_runs().starts.chain(body.chain)
@@ -239,12 +239,12 @@ def openapi() -> ResponseReturnValue:
 
 
 def live() -> ResponseReturnValue:
-    """`GET /health/live`: this worker answers."""
+    """`GET /health/live`: always 200."""
     return {"status": "live"}
 
 
 def ready() -> ResponseReturnValue:
-    """`GET /health/ready`: this worker takes new runs, and what it has open. Else 503."""
+    """`GET /health/ready`: 200 while this worker takes new runs, else 503."""
     current_runs().check_ready()
     return {
         "status": "ready",
