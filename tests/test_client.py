@@ -90,6 +90,12 @@ class Reads:
         self.cut()
         self.wait(ONE)
 
+    def send_away(self, seconds: int) -> None:
+        """Cut the connection, and tell the next one to come back later."""
+        block = f'event: reconnect\nretry: {seconds}000\ndata: {{"after":{seconds}}}\n\n'
+        self._refusal = {"content_type": "text/event-stream", "body": block}
+        self.cut()
+
     def allow(self) -> None:
         self._refusal = None
 
@@ -157,6 +163,42 @@ def until(page: Page, condition: Callable[[], bool]) -> None:
 def reads(page: Page, site: Server, provider: Provider) -> Iterator[Reads]:
     with Proxy(urlsplit(site.url).port or 80) as proxy:
         yield Reads(page, proxy, provider)
+
+
+# Sent away by a worker that stops
+
+
+def test_who_is_sent_away_comes_back_when_it_was_told_to(reads: Reads) -> None:
+    reads.send_away(60)
+    reads.wait(["eventsource"])
+    reaches(reads.page, "reconnecting")
+    reads.forward(59_900)
+    assert reads.asked == ["eventsource"]
+    reads.allow()
+    reads.forward(1_000)
+    reads.wait(["eventsource"] * 2)
+    reads.goes_on()
+
+
+def test_a_bare_event_source_resumes(page: Page, site: Server, provider: Provider) -> None:
+    provider.script = Script(["One ", "two ", "three."], gated=True)
+    with Proxy(urlsplit(site.url).port or 80) as proxy:
+        visit(page, proxy.url)
+        page.evaluate(
+            """() => {
+                window.seen = [];
+                const source = new EventSource("/stream_chat?question=Count.");
+                source.onmessage = ({ data }) => seen.push(JSON.parse(data).content);
+                source.addEventListener("end", () => { source.close(); seen.push("end"); });
+            }"""
+        )
+        provider.allow(2)
+        until(page, lambda: page.evaluate("seen") == ["One ", "two "])
+        assert proxy.cut() >= 1
+        provider.release()
+        until(page, lambda: "end" in page.evaluate("seen"))
+    assert page.evaluate("seen") == ["One ", "two ", "three.", "end"]
+    assert len(provider.calls) == 1
 
 
 # Refused in mid-answer

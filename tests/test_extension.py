@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from flask import Flask
+from flask import Flask, render_template
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import MessagesState, StateGraph
@@ -461,6 +461,30 @@ def test_the_page_is_for_who_wants_it(make: Make) -> None:
     app = create_app(page=False)
     assert app.test_client().get("/").status_code == 404
     service(app).close()
+
+
+def test_an_apps_own_templates_do_not_replace_the_pages(make: Make, tmp_path: Path) -> None:
+    for name in ("base.html", "chat.html", "_composer.html", "_turn.html"):
+        (tmp_path / name).write_text("the app's own")
+    app = make(STREAM_PAGE=True)
+    app.template_folder = str(tmp_path)
+    app.add_url_rule("/own", view_func=lambda: render_template("base.html"))
+    client = app.test_client()
+    assert client.get("/own").text == "the app's own"
+    page = client.get("/").text
+    assert '<form id="composer"' in page
+    assert '<template id="turn">' in page
+    assert "the app's own" not in page
+
+
+def test_an_app_can_extend_the_page(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "stream").mkdir()
+    (tmp_path / "stream/base.html").write_text("ours: {% block main %}{% endblock %}")
+    app = make(STREAM_PAGE=True)
+    app.template_folder = str(tmp_path)
+    page = app.test_client().get("/").text
+    assert page.startswith("ours: ")
+    assert 'id="turns"' in page
 
 
 def test_the_service_has_the_page(site: Flask) -> None:

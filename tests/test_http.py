@@ -9,7 +9,9 @@ from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
+from httpx_sse import EventSource
 
 from .provider import CANARY, Provider, Script
 from .server import Server
@@ -80,6 +82,21 @@ def test_the_tutorials_own_request_streams_every_event(service: Server, provider
     assert data_of(events, "end") == {"status": "done", "finish_reason": "stop", "error": None}
     assert stream.ended == "clean"
     assert len(provider.calls) == 1
+
+
+@pytest.mark.parametrize("format", ["native", "text"])
+def test_no_message_without_data_reaches_httpx_sse(
+    service: Server, provider: Provider, format: str
+) -> None:
+    provider.script = Script(["a", "b"])
+    body = {"question": "x", "format": format}
+    with httpx.stream("POST", f"{service.url}/stream_chat", json=body) as response:
+        events = [*EventSource(response).iter_sse()]
+    assert [event.event for event in events if event.event in ("message", "end")] == [
+        "message", "message", "end",
+    ]  # fmt: skip
+    assert all(event.data for event in events)
+    assert [event.retry for event in events] == [1000] + [None] * (len(events) - 1)
 
 
 def test_get_streams_too_and_its_reconnect_resumes(service: Server, provider: Provider) -> None:
@@ -195,8 +212,12 @@ def test_after_reads_from_there(service: Server, provider: Provider) -> None:
     with follow(service, run) as stream:
         events = list(stream.events())
     for place, event in enumerate(events[:-1]):
-        for after in (str(place + 1), event.id):
-            with Stream(f"{service.url}/runs/{run}/events?after={after}") as stream:
+        for query in (
+            f"after={place + 1}",
+            f"after={event.id}",
+            f"after=0&lastEventId={event.id}",  # event-source-polyfill keeps the URL
+        ):
+            with Stream(f"{service.url}/runs/{run}/events?{query}") as stream:
                 assert list(stream.events()) == events[place + 1 :]
     # Last-Event-ID goes before the URL's own place.
     url = f"{service.url}/runs/{run}/events?after=1"

@@ -7,6 +7,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 from playwright.sync_api import Page, Route, expect
 
 from . import chromium
@@ -551,6 +552,35 @@ def test_every_kind_of_event_has_its_place(page: Page, site: Server, provider: P
     expect(page.get_by_text("Let me think.")).to_be_visible()
     expect(page.get_by_text("forget me")).to_have_count(0)
     expect(page.get_by_role("status")).to_have_text("Done · 1,234 tokens")
+
+
+@pytest.mark.parametrize(
+    ("reason", "note"),
+    [
+        ("length", "(cut off: the answer reached its maximum length)"),
+        ("content_filter", "(ended by the provider's content filter)"),
+    ],
+)
+def test_an_answer_that_was_cut_off_says_why(
+    page: Page, site: Server, provider: Provider, reason: str, note: str
+) -> None:
+    provider.script = Script(["Once upon"], finish_reason=reason)
+    visit(page, site.url)
+    ask(page, "A story?")
+    reaches(page, "done")
+    expect(page.locator(".note")).to_have_text(note)
+
+
+def test_a_limit_of_steps_is_named(page: Page, site: Server) -> None:
+    error = {"code": "chain_error", "message": "No.", "retryable": True}
+    end = {"status": "failed", "finish_reason": "step_limit", "error": error}
+    text = log("b" * 32, ("start", {"input": {"question": "Why?"}}), ("end", end))
+    page.route(
+        "**/events", lambda route: route.fulfill(content_type="text/event-stream", body=text)
+    )
+    visit(page, site.url)
+    ask(page, "Why?")
+    expect(page.locator(".failure")).to_have_text("The answer needed more steps than are allowed.")
 
 
 def test_the_client_tells_every_event_once(page: Page, site: Server, provider: Provider) -> None:

@@ -93,7 +93,7 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     }
     assert names == package
     assert "flask_stream/py.typed" in names
-    assert "flask_stream/templates/chat.html" in names
+    assert "flask_stream/templates/stream/chat.html" in names
 
 
 def test_it_asks_for_six_packages(site: Path) -> None:

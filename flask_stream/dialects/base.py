@@ -1,7 +1,7 @@
-"""What a dialect is: it writes events as one kind of client wants to read them.
+"""The contract of a dialect, which renders events for one kind of client.
 
-A dialect has no state. What it makes of some events depends on the run's id and these events
-alone, so it is made once and sent to every viewer who is at the same place.
+A dialect has no state. Its output depends only on the run's id and the events, so it is rendered
+once and sent to all viewers that have read equally far.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from ..events import Event
 
 
 class Dialect(Protocol):
-    """One way to write a log on a `text/event-stream`."""
+    """One format of a `text/event-stream`."""
 
-    #: What `?format=` calls it.
+    #: Its value of `?format=`.
     name: str
 
     def frames(self, run: str, events: Sequence[Event]) -> bytes:
-        """The events as server-sent events, UTF-8; empty when this dialect says nothing of them."""
+        """Return the events as server-sent events in UTF-8; empty if the format leaves them out."""
 
 
-# CRLF, CR and LF end a line of an event stream, and nothing else does: `str.splitlines` would
-# also split at U+2028, U+0085 and others.
+# Only CRLF, CR and LF end a line of an event stream. `str.splitlines` would also split at U+2028,
+# U+0085 and others.
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def frame(data: str, *, type: str | None = None, id: str | None = None) -> str:
-    """One server-sent event, as text. `type` and `id` are ours and hold no line end."""
+    """Return one server-sent event as text. `type` and `id` must not contain line ends."""
     head = (f"id: {id}\n" if id else "") + (f"event: {type}\n" if type else "")
     lines = "".join(f"data: {line}\n" for line in _LINE_END.split(data))
     return f"{head}{lines}\n"
 
 
-def place(run: str, event: Event) -> str | None:
-    """The event's id, `<run>:<seq>`; None for an event that has no place in the log."""
+def event_id(run: str, event: Event) -> str | None:
+    """Return the event's id, `<run>:<seq>`; None for an event that is not in the log."""
     return f"{run}:{event.seq}" if event.seq else None

@@ -1,25 +1,25 @@
-"""`native`: every event with its JSON data; chunks unnamed, all others named by their type."""
+"""`native`: every event with its JSON data. Chunks are unnamed, all others are named by type."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ..events import Event
-from .base import frame, place
+from .base import event_id, frame
 
 
 class Native:
-    """Everything that is in the log, for clients of our own and for anybody's `onmessage`."""
+    """Renders the whole log. An `EventSource` gets the chunks, and only them, by `onmessage`."""
 
     name = "native"
 
     def frames(self, run: str, events: Sequence[Event]) -> bytes:
-        # Written out for chunks, of which there is one per token: JSON has no line end in it.
+        # Chunks skip `frame`: there is one per token, and JSON text has no line ends.
         return "".join(
             [
                 f"id: {run}:{seq}\ndata: {data}\n\n"
                 if type == "chunk"
-                else frame(data, type=type, id=place(run, Event(seq, type, data)))
+                else frame(data, type=type, id=event_id(run, Event(seq, type, data)))
                 for seq, type, data in events
             ]
         ).encode("ascii")

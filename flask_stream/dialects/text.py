@@ -1,28 +1,29 @@
-"""`text`: the chunks' text alone, then how it ended: for `curl` and for the smallest page."""
+"""`text`: the text of the answer and how it ended, for `curl` and for minimal pages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from ..events import Event
-from .base import frame, place
+from .base import event_id, frame
 
 
 class Text:
-    """Unnamed messages hold text; `event: error` holds a sentence; `event: end` the status.
+    """Renders text as unnamed messages, then `event: end` with the status.
 
-    `event: reset` says that what was said so far is to be forgotten.
+    `event: error` with a sentence comes before the end of a failed run. `event: reset` tells the
+    client to discard the text so far.
     """
 
     name = "text"
 
     def frames(self, run: str, events: Sequence[Event]) -> bytes:
-        # A lone surrogate, which JSON can carry and UTF-8 cannot, becomes a question mark.
+        # A lone surrogate is valid in JSON but not in UTF-8: it becomes a question mark.
         return "".join(self._frames(run, events)).encode("utf-8", "replace")
 
     def _frames(self, run: str, events: Sequence[Event]) -> Iterator[str]:
         for event in events:
-            id = place(run, event)
+            id = event_id(run, event)
             if event.type == "chunk":
                 data = event.value()
                 if data["kind"] == "text":
@@ -32,7 +33,7 @@ class Text:
             elif event.type == "end":
                 data = event.value()
                 if data["error"]:
-                    # Without an id: it shares its place with the end that follows it.
+                    # Without an id: a client that reconnects here gets this and the end again.
                     yield frame(data["error"]["message"], type="error")
                 yield frame(data["status"], type="end", id=id)
             elif event.type == "reconnect":

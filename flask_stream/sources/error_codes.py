@@ -1,8 +1,8 @@
-"""Which code stands for an exception that a chain raised.
+"""Maps the exceptions that chains raise to error codes.
 
-LangChain has names for what providers report, and newer integrations raise them. Older ones
-raise their SDK's own, which share no base class but a shape: an HTTP answer that was not 200
-has a `status_code`. So no SDK is imported here, and one that comes later is understood, too.
+Newer integrations raise LangChain's own exceptions. Older ones raise those of their provider's
+SDK. The SDKs share no base class, but an error with an HTTP status has it as `status_code`, so
+this works without importing any SDK.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _STATUSES = {
     504: ErrorCode.TIMEOUT,
     529: ErrorCode.MODEL_UNAVAILABLE,
 }
-#: What OpenAI and llama.cpp call a conversation that is longer than the model's context.
+#: The codes of OpenAI and llama.cpp for input that exceeds the model's context.
 _TOO_LONG = {"context_length_exceeded", "exceed_context_size_error"}
 
 
 def error_code(error: BaseException) -> ErrorCode:
-    """The code for an exception that came out of a chain."""
+    """Return the code for an exception that a chain raised."""
     if isinstance(error, RunFailed):
         return error.code
     if isinstance(error, StoreError):
@@ -45,7 +45,7 @@ def error_code(error: BaseException) -> ErrorCode:
     body = getattr(error, "body", None)
     if isinstance(body, dict) and _TOO_LONG & {body.get("code"), body.get("type")}:
         return ErrorCode.INPUT_TOO_LONG
-    # Before LangChain's name for it, which is the same for every status from 500 on.
+    # The status is more precise than LangChain's exception, which is the same from 500 on.
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
         return _STATUSES.get(status, ErrorCode.MODEL_ERROR)

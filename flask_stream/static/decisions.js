@@ -1,14 +1,21 @@
-// What a run asks of a person, with plain controls: approve, edit or reject what a tool would do,
-// or say anything at all. What comes from outside is text, and never HTML.
+// A form for what a run asks of a person. A tool call can be approved, edited or rejected; any
+// other question can be answered with text or JSON.
+
+import { make } from "./dom.js";
+
+/** @typedef {{ id: string, value: any }} Interrupt What a run asks: the data of `interrupt`. */
+/** @typedef {{ name: string, args?: unknown }} ToolRequest A tool call that waits for approval. */
 
 /**
- * A form for what a run has asked (`interrupts`: each with `id` and `value`).
+ * Return a form for what a run has asked.
  *
- * onAnswer  called once with what the run is to be resumed with
+ * @param {Interrupt[]} interrupts
+ * @param {(answer: unknown) => void} onAnswer called once, with what the run is to be resumed with
+ * @returns {HTMLFormElement}
  */
-export function decisions(interrupts, onAnswer) {
+export function decisionForm(interrupts, onAnswer) {
   const form = make("form", { className: "decision" });
-  const asked = interrupts.map(({ id, value }) => ({ id, ...one(form, value) }));
+  const questions = interrupts.map(({ id, value }) => ({ id, answer: addQuestion(form, value) }));
   const send = make("button", { type: "submit", textContent: "Send decision" });
   const problem = make("p", { className: "problem", hidden: true });
   problem.setAttribute("role", "alert");
@@ -16,27 +23,42 @@ export function decisions(interrupts, onAnswer) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     try {
-      const answers = asked.map(({ id, answer }) => [id, answer()]);
+      const answers = questions.map(({ id, answer }) => /** @type {const} */ ([id, answer()]));
       // Several questions are answered by their ids.
       onAnswer(answers.length === 1 ? answers[0][1] : Object.fromEntries(answers));
       send.disabled = true;
     } catch (error) {
-      problem.textContent = error.message;
+      problem.textContent = error instanceof Error ? error.message : String(error);
       problem.hidden = false;
     }
   });
   return form;
 }
 
-// The shape that LangChain's human-in-the-loop middleware asks in; or else anything.
-function one(form, value) {
+/**
+ * Add the controls for one question. Returns a function that reads the answer from them.
+ *
+ * @param {HTMLFormElement} form
+ * @param {any} value LangChain's human-in-the-loop middleware sends `action_requests`
+ * @returns {() => unknown}
+ */
+function addQuestion(form, value) {
+  /** @type {unknown} */
   const requests = value?.action_requests;
-  if (!Array.isArray(requests)) return { answer: free(form, value) };
-  const answers = requests.map((request, place) => tool(form, request, value.review_configs?.[place]));
-  return { answer: () => ({ decisions: answers.map((answer) => answer()) }) };
+  if (!Array.isArray(requests)) return addText(form, value);
+  const answers = requests.map((request, index) =>
+    addTool(form, request, value.review_configs?.[index]),
+  );
+  return () => ({ decisions: answers.map((answer) => answer()) });
 }
 
-function tool(form, request, review) {
+/**
+ * @param {HTMLFormElement} form
+ * @param {ToolRequest} request
+ * @param {{ allowed_decisions?: string[] }} [review]
+ * @returns {() => unknown}
+ */
+function addTool(form, request, review) {
   const allowed = review?.allowed_decisions ?? ["approve", "edit", "reject"];
   const box = make("fieldset");
   const choice = make("select");
@@ -45,15 +67,16 @@ function tool(form, request, review) {
   }
   const args = make("textarea", { rows: 3, value: JSON.stringify(request.args ?? {}, null, 2) });
   const reason = make("input", { type: "text" });
+  const reasonLabel = labelled("Reason", reason);
   box.append(
     make("legend", { textContent: request.name }),
     labelled("Decision", choice),
     labelled("Arguments", args),
-    labelled("Reason", reason),
+    reasonLabel,
   );
   form.append(box);
-  show();
-  choice.addEventListener("change", show);
+  update();
+  choice.addEventListener("change", update);
   return () => {
     if (choice.value === "approve") return { type: "approve" };
     if (choice.value === "reject") return { type: "reject", message: reason.value };
@@ -64,16 +87,21 @@ function tool(form, request, review) {
     }
   };
 
-  function show() {
+  function update() {
     args.readOnly = choice.value !== "edit";
-    reason.parentElement.hidden = choice.value !== "reject";
+    reasonLabel.hidden = choice.value !== "reject";
   }
 }
 
-function free(form, value) {
+/**
+ * @param {HTMLFormElement} form
+ * @param {unknown} value
+ * @returns {() => unknown}
+ */
+function addText(form, value) {
   const text = make("textarea", { rows: 2 });
   form.append(
-    make("p", { className: "asked", textContent: plain(value) }),
+    make("p", { className: "asked", textContent: questionText(value) }),
     labelled("Your answer", text),
   );
   return () => {
@@ -85,17 +113,23 @@ function free(form, value) {
   };
 }
 
-function plain(value) {
+/**
+ * @param {unknown} value
+ * @returns {string}
+ */
+function questionText(value) {
   if (typeof value === "string") return value;
-  return value === null ? "The run waits for you to let it go on." : JSON.stringify(value, null, 2);
+  if (value === null) return "The run is paused. Send anything to continue it.";
+  return JSON.stringify(value, null, 2);
 }
 
+/**
+ * @param {string} words
+ * @param {HTMLElement} control
+ * @returns {HTMLLabelElement}
+ */
 function labelled(words, control) {
   const label = make("label");
   label.append(make("span", { textContent: words }), control);
   return label;
-}
-
-function make(name, properties = {}) {
-  return Object.assign(document.createElement(name), properties);
 }

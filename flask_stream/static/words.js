@@ -1,9 +1,25 @@
-// What a person is told when the server refuses something, in plain sentences, and the telling.
+// The sentences that the page shows.
+
+/** @typedef {import("./stream.js").Reason} Reason */
 
 const RELOAD = "Reload this page to sign in again.";
+/** @type {Record<string, string>} */
+const NOTES = {
+  cancelled: "(stopped)",
+  interrupted: "(waiting for your decision)",
+  length: "(cut off: the answer reached its maximum length)",
+  content_filter: "(ended by the provider's content filter)",
+  refusal: "(the model declined to answer)",
+  context_window: "(cut off: the conversation is too long for this model)",
+};
 
-/** Why a question was not taken: of a `Refusal`, for the person whose question is kept. */
-export function whyUnasked({ status, detail, retryAfter }) {
+/**
+ * Return why a question was not accepted, for the person who asked it.
+ *
+ * @param {Reason} reason
+ * @returns {string}
+ */
+export function whyNotSent({ status, detail, retryAfter }) {
   const when = retryAfter ? again(retryAfter) : "Your question is kept here: try again.";
   if (status === 401) return signedOut(detail);
   if (detail) return retryAfter ? `${detail} ${when}` : detail;
@@ -14,36 +30,86 @@ export function whyUnasked({ status, detail, retryAfter }) {
   return `The server could not take the question (status ${status}). ${when}`;
 }
 
-/** Why an answer is not read on: of the second argument of `onStatus` with its last word. */
-export function whyUnread({ status, detail, retryAfter }) {
+/**
+ * Return why an answer is not read any further.
+ *
+ * @param {Reason} reason
+ * @returns {string}
+ */
+export function whyNotRead({ status, detail, retryAfter }) {
   if (status === 401) return signedOut(detail);
-  if (!passes(status)) return detail ?? "This answer may no longer be read.";
+  if (!isTemporary(status)) return detail ?? "This answer may no longer be read.";
   return `${detail ?? "The rest of the answer cannot be read right now."} ${again(retryAfter)}`;
 }
 
-/** Whether what was refused may well be granted later. */
-export function passes(status) {
+/**
+ * Return whether a request that got this HTTP status may succeed later.
+ *
+ * @param {number} status
+ * @returns {boolean}
+ */
+export function isTemporary(status) {
   return status >= 500 || [408, 425, 429].includes(status);
 }
 
-/** A wait in ms as people say it. */
-export function span(milliseconds) {
+/**
+ * Return what the page says while a connection is down.
+ *
+ * @param {Reason} [reason]
+ * @returns {string}
+ */
+export function reconnecting(reason) {
+  if (!reason) return "Connection lost. Reconnecting…";
+  const when = reason.retryAfter ? ` in ${duration(reason.retryAfter)}` : "";
+  return `${reason.detail ?? "The service is busy."} Trying again${when}…`;
+}
+
+/**
+ * Return the note below an answer that did not end in the usual way; null if it did.
+ *
+ * @param {string} status
+ * @param {string | null} [finishReason]
+ * @returns {string | null}
+ */
+export function noteBelow(status, finishReason) {
+  return NOTES[status] ?? NOTES[finishReason ?? ""] ?? null;
+}
+
+/**
+ * Return why an answer failed.
+ *
+ * @param {{ message?: string } | null} [error]
+ * @param {string | null} [finishReason]
+ * @returns {string}
+ */
+export function whyFailed(error, finishReason) {
+  if (finishReason === "step_limit") return "The answer needed more steps than are allowed.";
+  return error?.message ?? "The answer failed.";
+}
+
+/**
+ * @param {number} milliseconds
+ * @returns {string}
+ */
+function duration(milliseconds) {
   const seconds = Math.ceil(milliseconds / 1000);
   if (seconds < 120) return seconds === 1 ? "a second" : `${seconds} seconds`;
   const minutes = Math.ceil(seconds / 60);
   return minutes < 120 ? `${minutes} minutes` : `${Math.ceil(minutes / 60)} hours`;
 }
 
-/** Shows an element with these words in it; without words, hides it. */
-export function tell(element, words) {
-  element.textContent = words ?? "";
-  element.hidden = !words;
-}
-
+/**
+ * @param {number} retryAfter
+ * @returns {string}
+ */
 function again(retryAfter) {
-  return retryAfter ? `Try again in ${span(retryAfter)}.` : "Try again in a while.";
+  return retryAfter ? `Try again in ${duration(retryAfter)}.` : "Try again in a while.";
 }
 
+/**
+ * @param {string | null} detail
+ * @returns {string}
+ */
 function signedOut(detail) {
   return `${detail ?? "Your sign-in has ended."} ${RELOAD}`;
 }

@@ -1,9 +1,9 @@
-"""Server-sent events: a reader's way to a client over a plain HTTP response.
+"""Server-sent events: a run's events as the body of an HTTP response.
 
-A stream ends in one of six ways: the run ends; the client goes; the client takes too long to
-accept what is written; the worker is being replaced; the store cannot be read; the client may no
-longer read, and is told so. Only the first is the run's end. In every other case the run goes on
-and the client comes back with its cursor.
+A stream ends for one of six reasons: the run has ended, the client has closed the connection, a
+write took too long, the worker is stopping, the store cannot be read, or the client is no longer
+allowed to read. In all cases but the first the run continues, and the client can reconnect with
+its cursor.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 #: A comment: clients ignore it, and it keeps proxies from closing a silent connection.
 COMMENT = b":\n\n"
-#: Seconds over which the clients of a worker that leaves come back to the others.
+#: Seconds over which the clients of a stopping worker spread their reconnects.
 SPREAD = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class SSETimings:
-    """Seconds: between heartbeats, before a client reconnects, that a write may take."""
+    """Seconds between heartbeats, before a client reconnects, and for one write."""
 
     heartbeat: float
     reconnect: float
@@ -44,7 +44,7 @@ class SSETimings:
 
 
 class SSEStream:
-    """One open event stream. `frames` may be iterated once; `close` has to be called."""
+    """One open event stream. Iterate `frames` once, and always call `close`."""
 
     __slots__ = (
         "_close",
@@ -81,7 +81,7 @@ class SSEStream:
         self._close = close
 
     def frames(self) -> Iterator[bytes]:
-        """Yield what to write, until the stream ends."""
+        """Yield the body, piece by piece, until the stream ends."""
         reader, dialect, timings = self.reader, self._dialect, self._timings
         # A comment sends the headers at once, while the model is still thinking. `retry` must not:
         # alone in its block, it reaches some clients as a message without data.
@@ -97,7 +97,7 @@ class SSEStream:
             try:
                 batch = reader.take()
             except StoreError as error:
-                logger.warning("run %s: store: %s: reader sent away", reader.run, error)
+                logger.warning("run %s: store: %s: reader told to reconnect", reader.run, error)
                 yield self._send_away()
                 return
             if batch is not None:
@@ -132,45 +132,45 @@ class SSEStream:
 
 
 class SSETransport:
-    """Opens event streams, and watches those that are open."""
+    """Opens event streams, and watches over the open ones."""
 
     def __init__(self, timings: SSETimings, draining: Callable[[], bool]) -> None:
         self._timings = timings
         self._draining = draining
         self._open: dict[SSEStream, None] = {}
         self._lock = threading.Lock()
-        self._look: Periodic | None = None
+        self._periodic: Periodic | None = None
 
     @property
     def open(self) -> int:
-        """How many streams are open."""
+        """The number of open streams."""
         return len(self._open)
 
     def open_stream(
         self, reader: LogReader, dialect: Dialect, permit: Permit, sock: Any
     ) -> SSEStream:
-        """Open a stream of what `reader` reads, until the run ends.
+        """Open a stream of the events that `reader` reads.
 
-        `sock` is the connection's socket, or None where it is not known: then a client that has
-        gone is noticed at the second write.
+        `sock` is the connection's socket. If it is None, a closed connection is noticed only at
+        the second write.
         """
         if sock is not None:
             with suppress(OSError):
                 sock.settimeout(self._timings.write_timeout)
-                # Finds the peer that went without a word, which a write would not for minutes.
+                # Detects a peer that vanished without closing. Otherwise that takes minutes.
                 timeout = int(self._timings.write_timeout * 1000)
                 if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout)
         stream = SSEStream(
-            reader, dialect, permit, sock, self._timings, self._draining, self._leave
+            reader, dialect, permit, sock, self._timings, self._draining, self._remove
         )
         with self._lock:
             self._open[stream] = None
-            if self._look is None:
-                self._look = Periodic(LOOK, self._look_after, "streams")
+            if self._periodic is None:
+                self._periodic = Periodic(LOOK, self._check_streams, "streams")
         return stream
 
-    def _leave(self, stream: SSEStream) -> None:
+    def _remove(self, stream: SSEStream) -> None:
         with self._lock:
             self._open.pop(stream, None)
         stream.reader.close()
@@ -179,10 +179,10 @@ class SSETransport:
             with suppress(OSError):
                 stream.sock.settimeout(None)
 
-    def _look_after(self) -> None:
-        """Wake the streams that have something to do although their run is silent."""
-        # Nothing else would notice that a client has gone before the second write after it:
-        # while a response streams, nobody reads its socket.
+    def _check_streams(self) -> None:
+        """Wake the streams that must act although their run is silent."""
+        # While a response streams, nothing reads its socket. Without this, a closed connection
+        # would be noticed only at the second write.
         now = time.monotonic()
         for stream in list(self._open):
             if stream.sock is not None and _closed(stream.sock):
@@ -192,27 +192,27 @@ class SSETransport:
                 stream.reader.wake()
 
     def close(self) -> None:
-        """Look after streams no more."""
-        if self._look is not None:
-            self._look.stop()
+        """Stop watching the streams."""
+        if self._periodic is not None:
+            self._periodic.stop()
 
 
 def _closed(sock: Any) -> bool:
-    """Whether the peer has closed its side. A half-close looks the same."""
-    # Under gevent the socket is a wrapper that would wait for data: ask the one inside.
+    """Return whether the peer has closed its side. A half-close looks the same."""
+    # gevent's socket would wait for data: use the one inside it.
     inner = plain_socket(sock)
     try:
         return not inner.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except (BlockingIOError, InterruptedError):
         return False
-    except ValueError:  # TLS: it cannot be peeked at; a write will tell
+    except ValueError:  # TLS sockets do not support MSG_PEEK: a write will notice
         return False
     except OSError:
         return True
 
 
 def _unauthorized(sentence: str) -> Event:
-    """What a client hears last that may no longer read. It is no event of the run: no place."""
+    """Return the last event for a client that may no longer read. It is not in the log."""
     return Event(0, "unauthorized", encode({"code": "unauthorized", "message": sentence}))
 
 

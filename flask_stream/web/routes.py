@@ -270,6 +270,6 @@ def chat(conversation: str | None = None) -> ResponseReturnValue:
         "max_question": settings.max_question,
         "title": settings.title,
     }
-    response = make_response(render_template("chat.html", data=data))
+    response = make_response(render_template("stream/chat.html", data=data))
     current_service().access.set_session(request, response)
     return response
