@@ -1,26 +1,26 @@
-"""What can go wrong, as a small tree and a closed list.
+"""The exceptions of this package, and the closed list of error codes.
 
     StreamError
     ├── ConfigError            a setting is wrong: raised at start, names the setting
-    ├── StoreError             the store cannot be reached or did not do what was asked
-    ├── RequestError           the client cannot have what it asked for: a 4xx, 500 or 503
+    ├── StoreError             the store cannot be reached, or refused
+    ├── RequestError           a request is refused: a 4xx, 500 or 503
     │   ├── BadRequest         400, names the field
     │   ├── Unauthorized       401
     │   ├── Forbidden          403
     │   ├── NotFound           404
-    │   ├── TooSlow            408
+    │   ├── RequestTimeout     408
     │   ├── Conflict           409
     │   ├── Gone               410
     │   ├── TooLarge           413
     │   ├── UnsupportedType    415
-    │   ├── TooMany            429, with Retry-After
-    │   ├── Failed             500: over a WebSocket or Socket.IO, where no server says so
+    │   ├── TooManyRequests    429, with Retry-After
+    │   ├── InternalError      500, for WebSocket and Socket.IO
     │   └── Unavailable        503, with Retry-After
-    ├── ModelUnavailable       the embedded model cannot be had (in `chains.local`)
-    └── Fault                  a run ended badly: one of the codes below
+    ├── ModelUnavailable       the embedded model cannot be started (in `chains.local_model`)
+    └── RunFailed              a run failed, with one of the codes below
 
-A `RequestError` is shown to the client as it is, so its text must be fit to be seen. A `RunFailed`
-shows only its code and that code's own sentence: what really happened goes to the log.
+Clients see the text of a `RequestError`, so it must not contain anything secret. Of a `RunFailed`
+they see only the code and the code's own sentence. The cause goes to the log.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 class StreamError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of all exceptions that this package raises."""
 
 
 class ConfigError(StreamError):
-    """A setting has a value that cannot work. `setting` is its name in Flask's config."""
+    """A setting has an invalid value. `setting` is its name in Flask's config."""
 
     def __init__(self, setting: str, problem: str) -> None:
         super().__init__(f"{setting} {problem}")
@@ -46,14 +46,14 @@ class ConfigError(StreamError):
 
 
 class StoreError(StreamError):
-    """The store cannot be reached, or refused. The text is for the log, never for a client."""
+    """The store cannot be reached, or refused. The text is for the log, not for clients."""
 
 
 class RequestError(StreamError):
-    """The client asked for something it cannot have.
+    """A request is refused.
 
-    `status` is the HTTP status, `title` its short name, `field` the part of the request that
-    is at fault (None when no single field is), `retry_after` a wait in seconds.
+    `status` is the HTTP status and `title` its short name. `field` is the part of the request that
+    is wrong, or None. `retry_after` is a wait in seconds, or None.
     """
 
     status = 400
@@ -69,53 +69,53 @@ class RequestError(StreamError):
 
 
 class BadRequest(RequestError):
-    """A field is missing, or has a value that cannot be used."""
+    """A field is missing or has an invalid value."""
 
 
 class Unauthorized(RequestError):
-    """Nobody is signed in, or what says who it is has expired or is not genuine."""
+    """The client is not signed in, or its credentials are invalid or have expired."""
 
     status = 401
     title = "Unauthorized"
 
 
 class Forbidden(RequestError):
-    """The request comes from where no run may be started."""
+    """The client may not do this, or not from this origin."""
 
     status = 403
     title = "Forbidden"
 
 
 class NotFound(RequestError):
-    """There is no such chain, run or page, or it is somebody else's."""
+    """The chain, run or page does not exist, or belongs to somebody else."""
 
     status = 404
     title = "Not found"
 
 
 class RequestTimeout(RequestError):
-    """The request's body did not come in time."""
+    """The request's body did not arrive in time."""
 
     status = 408
     title = "Request timeout"
 
 
 class Conflict(RequestError):
-    """The request contradicts what is already there."""
+    """The request conflicts with what is stored."""
 
     status = 409
     title = "Conflict"
 
 
 class Gone(RequestError):
-    """The run was here, and its log is no longer kept."""
+    """The run existed, but its log is no longer stored."""
 
     status = 410
     title = "Gone"
 
 
 class TooLarge(RequestError):
-    """The request's body is longer than it may be."""
+    """The request's body is too long."""
 
     status = 413
     title = "Content too large"
@@ -129,21 +129,21 @@ class UnsupportedType(RequestError):
 
 
 class TooManyRequests(RequestError):
-    """More than this principal, or this address, may have: again after `retry_after` seconds."""
+    """The principal or address has reached a limit. Retry after `retry_after` seconds."""
 
     status = 429
     title = "Too many requests"
 
 
 class Unavailable(RequestError):
-    """Not now: the client may come back after `retry_after` seconds."""
+    """The service cannot do this right now. Retry after `retry_after` seconds."""
 
     status = 503
     title = "Service unavailable"
 
 
 class InternalError(RequestError):
-    """What was asked was right, and something here was not."""
+    """The request was valid, but the server failed."""
 
     status = 500
     title = "Internal server error"
@@ -154,18 +154,18 @@ class InternalError(RequestError):
 
 @contextmanager
 def unavailable_on_store_error(
-    what: str, told: str = "Answers cannot be read right now."
+    problem: str, detail: str = "Answers cannot be read right now."
 ) -> Iterator[None]:
-    """Raise Unavailable, which says `told`, for a StoreError within; `what` goes to the log."""
+    """Turn a StoreError inside the block into Unavailable with `detail`, and log `problem`."""
     try:
         yield
     except StoreError as error:
-        logger.error("store: %s: %s", error, what)
-        raise Unavailable(told, retry_after=2) from error
+        logger.error("store: %s: %s", error, problem)
+        raise Unavailable(detail, retry_after=2) from error
 
 
 class ErrorCode(StrEnum):
-    """Why a run failed. The list is closed: clients may switch over it."""
+    """Why a run failed. The list is closed, so clients can rely on it."""
 
     MODEL_ERROR = "model_error"
     MODEL_AUTH = "model_auth"
@@ -179,16 +179,16 @@ class ErrorCode(StrEnum):
 
     @property
     def sentence(self) -> str:
-        """What a person is told. It never holds an exception's own text."""
-        return _TOLD[self][0]
+        """The sentence that people see. It never contains an exception's text."""
+        return _SENTENCES[self][0]
 
     @property
     def retryable(self) -> bool:
-        """Whether asking the same again later may well succeed."""
-        return _TOLD[self][1]
+        """Whether the same request may succeed later."""
+        return _SENTENCES[self][1]
 
 
-_TOLD = {
+_SENTENCES = {
     ErrorCode.MODEL_ERROR: ("The model failed to answer.", True),
     ErrorCode.MODEL_AUTH: ("The model's provider refused this service's credentials.", False),
     ErrorCode.MODEL_RATE_LIMITED: ("The model is busy. Please try again in a moment.", True),
@@ -202,7 +202,7 @@ _TOLD = {
 
 
 class RunFailed(StreamError):
-    """A run ended badly. `code` is all that a client learns of it."""
+    """A run failed. Clients see only `code` and its sentence."""
 
     def __init__(self, code: ErrorCode) -> None:
         super().__init__(code.sentence)

@@ -1,8 +1,8 @@
-"""What a source is: it turns what a chain streams into events.
+"""The contract of a source, which turns what a chain streams into events.
 
-A source is made once per chain, and one that keeps state once more for each app
-(`with_checkpointer`); it is asked once per run. It says only what the chain said: the first event
-of a log (`start`) and the last (`end`) belong to the run.
+There is one source per chain, and for a chain that keeps state one more per app
+(`with_checkpointer`). `stream` is called once per run. A source yields only the chain's own events:
+the first event of a log (`start`) and the last (`end`) belong to the run.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any, Final, NamedTuple
 from ..events import NewEvent
 from .finish_reasons import FinishReason
 
-#: No answer at all: an answer may be anything that JSON can say, null included.
+#: No answer. An answer may be any JSON value, including null.
 NO_ANSWER: Final = object()
-#: In place of an answer: the parent had asked nothing, it was broken off and is to go on.
+#: Instead of an answer: the parent run was interrupted without a question and is to continue.
 CONTINUE: Final = object()
 
 
-#: Tokens of earlier turns, about, that a question brings along, where nothing else is said.
+#: The default for how many tokens of earlier turns, roughly, a question is sent with.
 HISTORY_TOKENS = 8000
 
 
 class Turn(NamedTuple):
-    """An earlier question of the conversation, and what was answered, to its end or not."""
+    """An earlier question and its answer. `whole` is whether the answer is complete."""
 
     question: str
     answer: str
@@ -35,14 +35,14 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What a run was started with: the client's own words, and what was said before them.
+    """What a run was started with.
 
-    `value` is the decoded `input` of the run: `{"question": "…"}`, or what the chain's own
-    schema asks for. `run` and `parent` are the ids of this run and of the one that it follows.
-    `thread` is where a graph keeps its state: the same for all runs of a conversation. `resume`
-    is the answer to what the parent has asked, `NO_ANSWER`, or `CONTINUE`. `before` are the runs
-    before this one, the parent first, and how many turns of the history have begun after each.
-    `history_tokens` is how much of the history, about, reaches a chain as messages.
+    `value` is the decoded `input` of the run: `{"question": "…"}`, or an object of the chain's own
+    schema. `history` are the earlier turns. `run` and `parent` are the ids of this run and of the
+    one that it follows. `thread` is the id of a graph's state, the same for all runs of a
+    conversation. `resume` is the answer to the parent's interrupt, `NO_ANSWER`, or `CONTINUE`.
+    `before` are the earlier runs, the parent first, each with the number of turns that began after
+    it. `history_tokens` limits, roughly, how much of the history a chain gets as messages.
     """
 
     value: dict[str, Any]
@@ -60,52 +60,48 @@ class Input:
 
 
 def resume_value(value: dict[str, Any]) -> Any:
-    """The answer that this input is to what the parent has asked; NOTHING for a question."""
+    """Return the answer to the parent's interrupt in this input; `NO_ANSWER` for a question."""
     return value["resume"] if value.keys() == {"resume"} else NO_ANSWER
 
 
 class Source(ABC):
-    """One chain, ready to be asked."""
+    """One chain, ready to be run."""
 
-    #: Earlier turns that a question brings along at most; what the model can take is the chain's.
+    #: The most earlier turns that a question is sent with.
     turns: int = 50
-    #: Characters that the texts of an input which is an object may have together; None for as many
-    #: as a question.
+    #: The most characters in all texts of an input object; None for the limit of a question.
     longest: int | None = None
 
     @property
     def durable(self) -> bool:
-        """Whether what a run has done is kept, step by step.
+        """Whether the state of a run is saved after each step.
 
-        If so, one that was broken off goes on where it was, and one that has asked can be answered.
+        If so, an aborted run can continue where it was, and an interrupt can be answered.
         """
         return False
 
     @abstractmethod
     def check(self, value: dict[str, Any]) -> None:
-        """Raise BadRequest, which names the field, for an input that the chain does not take."""
+        """Raise BadRequest, which names the field, if the chain does not accept this input."""
 
-    def check_history(  # noqa: B027 - most do not mind
+    def check_history(  # noqa: B027 - most accept any
         self, value: dict[str, Any], earlier: Callable[[], Sequence[Turn]]
     ) -> None:
-        """Raise BadRequest for an input that cannot come after these turns."""
+        """Raise BadRequest if the input cannot follow these turns."""
 
     @abstractmethod
     def stream(self, input: Input) -> Generator[NewEvent, None, FinishReason | None]:
-        """Ask the chain, yield what it says, as it says it, and return why its answer is over.
+        """Run the chain, yield its events as they come, and return the finish reason, or None.
 
-        The reason is None where it is not known.
-
-        Closing the generator closes the chain's. Raises whatever the chain raises, or `Fault`.
+        Closing the generator closes the chain's. Raises what the chain raises, or `RunFailed`.
         """
 
     def with_checkpointer(self, find: Callable[[Any], Any]) -> Source:
-        """The same chain as one app has it: what keeps nothing is in all apps the same.
+        """Return the source of the same chain for one app. Most sources return themselves.
 
-        `find` gives the checkpointer that the app has for a graph, or None. It is called when the
-        graph is first asked.
+        `find` returns the app's checkpointer for a graph, or None. It is called at the first run.
         """
         return self
 
-    def forget(self, thread: str) -> None:  # noqa: B027 - most keep nothing
-        """Remove what is kept of a conversation. Raises whatever keeps it raises."""
+    def forget(self, thread: str) -> None:  # noqa: B027 - most store nothing
+        """Delete the stored state of a conversation. Raises what its store raises."""

@@ -1,14 +1,13 @@
-"""What became of the model calls of one run, wherever in a chain or graph they were made.
+"""A callback handler that observes the model calls of one run, anywhere in a chain or graph.
 
-A callback hears of them also where a parser hides the messages, where a node only invokes its
-model, and where a branch runs in another greenlet. There it is also the one who says that the
-run has been stopped.
+It is called even if a parser hides the messages, if a node only invokes its model, or if a branch
+runs in another greenlet. It also raises in a run that has been stopped.
 
-Each call is told as a `usage` event. What a chain dispatches (`dispatch_custom_event`) is
-`custom`, or `progress`. Why the last call ended is the run's finish reason.
+Each model call becomes a `usage` event. What a chain dispatches (`dispatch_custom_event`) becomes
+`custom` or `progress`. The finish reason of the last call is that of the run.
 
-All of it goes out when it is told, while the chain is still at work and yields nothing: by the way
-on which the chain streams, where that has a place for it, else straight to whoever asked.
+Events are sent at once, even while the chain works and yields nothing: in the chain's own stream
+where it has a way to do that, else directly to the run.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from .messages import plain
 
 
 class StreamMarker:
-    """Stands for something that was told, among what a chain streams."""
+    """Marks the position of an event in what a chain streams."""
 
 
 class RunCallbacks(BaseCallbackHandler):
-    """Listens to one run. Made in the run's own task.
+    """The callbacks of one run. Create it in the run's own task.
 
-    `post` puts an object among what the chain streams, in the place where the caller is, or raises
-    RuntimeError or LookupError where there is none: whoever reads the stream learns from `posted`
-    what it stands for. `told` is what could be told to nobody yet.
+    `post` puts a marker into the chain's stream at the caller's position, or raises RuntimeError or
+    LookupError if there is no stream. `posted` returns the events of a marker. `told` holds the
+    events that could not be sent yet.
 
-    `broken` tells that an answer stopped without saying that it was over, which raises nothing.
+    `broken` is true after an answer that stopped without a finish reason, which raises nothing.
     """
 
     def __init__(self, post: Callable[[StreamMarker], None] | None = None) -> None:
@@ -52,48 +51,48 @@ class RunCallbacks(BaseCallbackHandler):
         self._failures: list[BaseException] = []
         self._scope = tasks.scope()
 
-    def _tell(self, said: NewEvent) -> None:
+    def _send(self, event: NewEvent) -> None:
         if self._post is not None:
-            place = StreamMarker()
-            self._posted[place] = said
+            marker = StreamMarker()
+            self._posted[marker] = event
             try:
-                return self._post(place)
+                return self._post(marker)
             except (RuntimeError, LookupError):
-                self._posted.pop(place, None)
+                self._posted.pop(marker, None)
         if self._scope.tell is not None:
-            return self._scope.tell(said)
-        return self.told.append(said)
+            return self._scope.tell(event)
+        return self.told.append(event)
 
-    def posted(self, place: StreamMarker) -> Iterator[NewEvent]:
-        """What was told there."""
-        said = self._posted.pop(place, None)
-        if said is not None:
-            yield said
+    def posted(self, marker: StreamMarker) -> Iterator[NewEvent]:
+        """Yield the event of this marker, once."""
+        event = self._posted.pop(marker, None)
+        if event is not None:
+            yield event
 
     def take(self) -> Iterator[NewEvent]:
-        """What could be told to nobody since the last time."""
+        """Yield the events that could not be sent yet."""
         while self.told:
             yield self.told.popleft()
 
     def rest(self) -> Iterator[NewEvent]:
-        """The chain streams no more: what was posted and has not come through, and the others."""
-        for place in list(self._posted):
-            yield from self.posted(place)
+        """Yield all events that are left, after the chain's stream has ended."""
+        for marker in list(self._posted):
+            yield from self.posted(marker)
         yield from self.take()
 
     def failed_with(self, error: Exception) -> bool:
-        """Whether an exception that says nothing of a model, such as a JSON error, is one's own."""
+        """Return whether a model raised this exception, although its type does not say so."""
         return error_code(error) is ErrorCode.CHAIN_ERROR and any(
             error is one for one in self._failures
         )
 
     def end(self) -> Iterator[NewEvent]:
-        """The chain is through: what is left to tell. Raises Fault where an answer is broken."""
+        """Yield the events that are left. Raises RunFailed if an answer was broken off."""
         yield from self.rest()
         if self.broken:
             raise RunFailed(ErrorCode.MODEL_ERROR)
 
-    # A run that was stopped asks no model and no tool again, in none of its branches.
+    # A stopped run must not call another model or tool, in any of its branches.
 
     def on_chain_start(self, *_: Any, **__: Any) -> None:
         self._scope.check()
@@ -115,7 +114,7 @@ class RunCallbacks(BaseCallbackHandler):
 
     def on_custom_event(self, name: str, data: Any, **_: Any) -> None:
         self._scope.check()
-        self._tell(custom(name, data))
+        self._send(custom(name, data))
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
         self._failures.append(error)
@@ -123,11 +122,11 @@ class RunCallbacks(BaseCallbackHandler):
     def on_llm_end(self, response: LLMResult, **_: Any) -> None:
         for generation in (one for some in response.generations for one in some):
             if isinstance(generation, ChatGeneration):
-                self._answered(generation.message)
+                self._record(generation.message)
             else:
                 self.finish_reason = reason_in(generation.generation_info or {})
 
-    def _answered(self, message: Any) -> None:
+    def _record(self, message: Any) -> None:
         about = message.response_metadata
         self.finish_reason = finish_reason(message)
         if not is_complete(about):
@@ -140,15 +139,15 @@ class RunCallbacks(BaseCallbackHandler):
                 "output_tokens": usage["output_tokens"],
                 "total_tokens": usage["total_tokens"],
             }
-            self._tell(("usage", encode(cost)))
+            self._send(("usage", encode(cost)))
 
 
 def custom(name: str, value: Any) -> NewEvent:
-    """A `custom` event, or `progress` for what is called so and is some.
+    """Return a `custom` event, or `progress` if it has that name and those fields.
 
-    Of a value that JSON cannot say, what it can.
+    What JSON cannot represent is replaced by its type's name.
     """
     if name == "progress" and isinstance(value, dict) and {"done", "total"} <= value.keys():
-        told = {name: plain(value.get(name)) for name in ("done", "total", "label")}
-        return "progress", encode(told)
+        fields = {name: plain(value.get(name)) for name in ("done", "total", "label")}
+        return "progress", encode(fields)
     return "custom", encode({"name": name, "value": plain(value)})

@@ -1,7 +1,7 @@
-"""Generator functions: what they yield is text, messages, or events of their own.
+"""The source for functions that yield text, messages or events.
 
-A function takes the question, or, where its parameter is called `input` or annotated as `Input`,
-all that the run was started with. An event is a pair of its type and its data:
+A function takes the question. If its parameter is named `input` or annotated as `Input`, it takes
+the whole `Input` instead. An event is a pair of its type and its data:
 
     @stream.chain("count")
     def count(question):
@@ -9,17 +9,15 @@ all that the run was started with. An event is a pair of its type and its data:
             yield "progress", {"done": number, "total": 3}
             yield f"{number} "
 
-A function, or an object that is called like one, may have attributes that are asked, too:
+The function, or callable object, may have these attributes:
 
-`check(value)` is called with a run's input before the run is started, and raises BadRequest for
-one that the function cannot take. Without it, a function that takes the question takes nothing
-else, and one that takes all takes anything.
-`check_history(value, earlier)` is called after it, and raises BadRequest for an input that cannot
-come after the turns that `earlier()` gives.
-`turns` is how many turns `input.history` and `earlier()` have at most, the last ones: 50, if it is
-not there.
-`longest` is how many characters the texts of an input which is an object may have together: as
-many as a question, if it is not there.
+`check(value)` is called with a run's input before the run starts, and raises BadRequest if it is
+invalid. Without it, a function of the question accepts only questions, and one of the whole input
+accepts anything.
+`check_history(value, earlier)` is called after it, and raises BadRequest if the input cannot follow
+the turns that `earlier()` returns.
+`turns` is the most turns in `input.history` and `earlier()`, 50 by default.
+`longest` is the most characters in all texts of an input object, by default those of a question.
 """
 
 from __future__ import annotations
@@ -38,23 +36,28 @@ from .messages import Messages, plain
 
 _STATUSES = {"step": ("start", "done", "failed"), "tool_result": ("success", "error")}
 _KINDS = ("text", "reasoning")
-#: The fields of the events that a function may say, in order; those with a value may be missing.
-_MUST = object()
+#: The fields of the events that a function may yield. Those with a default are optional.
+_NEEDED = object()
 _FIELDS: dict[str, dict[str, Any]] = {
-    "chunk": {"content": _MUST, "kind": "text"},
-    "tool_call": {"id": _MUST, "name": _MUST, "args": _MUST},
-    "tool_result": {"id": _MUST, "name": None, "content": _MUST, "status": "success"},
-    "step": {"node": _MUST, "status": _MUST},
-    "state": {"values": _MUST},
-    "progress": {"done": _MUST, "total": _MUST, "label": None},
-    "custom": {"name": _MUST, "value": None},
-    "usage": {"model": None, "input_tokens": _MUST, "output_tokens": _MUST, "total_tokens": _MUST},
-    "interrupt": {"id": _MUST, "value": None},
+    "chunk": {"content": _NEEDED, "kind": "text"},
+    "tool_call": {"id": _NEEDED, "name": _NEEDED, "args": _NEEDED},
+    "tool_result": {"id": _NEEDED, "name": None, "content": _NEEDED, "status": "success"},
+    "step": {"node": _NEEDED, "status": _NEEDED},
+    "state": {"values": _NEEDED},
+    "progress": {"done": _NEEDED, "total": _NEEDED, "label": None},
+    "custom": {"name": _NEEDED, "value": None},
+    "usage": {
+        "model": None,
+        "input_tokens": _NEEDED,
+        "output_tokens": _NEEDED,
+        "total_tokens": _NEEDED,
+    },
+    "interrupt": {"id": _NEEDED, "value": None},
 }
 
 
 class FunctionSource(Source):
-    """Asks a function that yields, or returns a whole text."""
+    """Calls a function that yields pieces, or returns a whole text."""
 
     def __init__(self, function: Callable[..., Iterable[Any]]) -> None:
         self._function = function
@@ -63,7 +66,7 @@ class FunctionSource(Source):
         self.longest = getattr(function, "longest", self.longest)
 
     def check(self, value: dict[str, Any]) -> None:
-        # A function that takes it all knows best what it can take, and may say so.
+        # Only the function itself can validate a whole input.
         own = getattr(self._function, "check", None)
         if own is not None:
             own(value)
@@ -101,31 +104,31 @@ class FunctionSource(Source):
 def _takes_input(function: Callable[..., Any]) -> bool:
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # it is written in C, and does not say
+    except (TypeError, ValueError):  # a function written in C has no signature
         return False
     first = next(iter(parameters), None)
     if first is None or first.name == "input":
         return first is not None
-    kind = first.annotation  # text, where the function's module postpones what annotations mean
+    kind = first.annotation  # text, in a module with postponed annotations
     return kind is Input or (isinstance(kind, str) and kind.rpartition(".")[2] == "Input")
 
 
 def _event(piece: Any, messages: Messages) -> Iterator[NewEvent]:
-    """The event that a pair is. Raises TypeError for what is none that a function may say."""
+    """Yield the event of a pair. Raises TypeError if a function may not yield it."""
     if not (isinstance(piece, tuple) and len(piece) == 2 and isinstance(piece[1], dict)):
         kind = type(piece).__name__
         raise TypeError(f"a chain function yields text, messages or (type, data), not {kind}")
     type_, data = piece
     fields = _FIELDS.get(type_) if isinstance(type_, str) else None
     if fields is None:
-        raise TypeError(f"a chain function says {', '.join(_FIELDS)}, not {type_!r}")
+        raise TypeError(f"a chain function yields {', '.join(_FIELDS)}, not {type_!r}")
     if unknown := data.keys() - fields.keys():
         raise TypeError(f"{type_} has no {', '.join(map(str, unknown))}")
-    if missing := [name for name, usual in fields.items() if usual is _MUST and name not in data]:
+    if missing := [name for name, usual in fields.items() if usual is _NEEDED and name not in data]:
         raise TypeError(f"{type_} needs {', '.join(missing)}")
     whole = {name: data.get(name, usual) for name, usual in fields.items()}
     if wrong := [name for name, value in whole.items() if not _fits(type_, name, value)]:
-        raise TypeError(f"{type_} has a {wrong[0]} that cannot be: {whole[wrong[0]]!r}")
+        raise TypeError(f"{type_} has an invalid {wrong[0]}: {whole[wrong[0]]!r}")
     if type_ == "chunk":
         yield from messages.text(whole["content"], whole["kind"])
     else:

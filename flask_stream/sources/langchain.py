@@ -1,7 +1,7 @@
-"""LangChain runnables, whatever they yield, as events.
+"""The source for LangChain runnables.
 
-Strings and messages become messages and chunks, tool calls and tool results their own events;
-anything else is `custom`, `{"name": "output", "value": …}`. Model calls are told as `calls` says.
+Strings and messages become messages and chunks. Tool calls and results become their own events.
+Anything else becomes `custom`, `{"name": "output", "value": …}`. `RunCallbacks` adds model calls.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class Streams(Protocol):
 
 
 class LangChainSource(Source):
-    """Asks a runnable. `prepare` turns a run's input into the runnable's own."""
+    """Streams a runnable. `prepare` turns a run's input into the runnable's own."""
 
     def __init__(self, chain: Streams, prepare: Callable[[Input], Any] | None = None) -> None:
         self._chain = chain
-        self._fitting = InputSchema(chain)
+        self._schema = InputSchema(chain)
         self._prepare = prepare or input_mapper(chain)
         self._prepared = prepare is not None
         specs = getattr(chain, "config_specs", ())
-        #: What LangChain's own `RunnableWithMessageHistory` wants to know of a conversation.
+        #: LangChain's `RunnableWithMessageHistory` asks for the conversation as `session_id`.
         self._session = any(spec.id == "session_id" for spec in specs)
 
     def check(self, value: dict[str, Any]) -> None:
-        self._fitting.check(value, self._prepared)
+        self._schema.check(value, self._prepared)
 
     def stream(self, input: Input) -> Generator[NewEvent, None, FinishReason | None]:
         calls = RunCallbacks()
