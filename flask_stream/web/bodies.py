@@ -1,4 +1,4 @@
-"""Bodies of requests: read to a limit and a deadline, and taken apart."""
+"""Request bodies: read with a size limit and a deadline, and parsed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..errors import BadRequest, RequestTimeout, TooLarge, UnsupportedType
 from ..events import decode
 from .server_socket import server_socket
 
-#: Bytes that the fields of a form may have, besides its file.
+#: Bytes of a form's fields, without its file.
 _FORM = 200_000
 
 
 def json_body(most: int, patience: float) -> dict[str, Any]:
-    """The request's body, of at most so many bytes, that takes at most so many seconds to come.
+    """Return the request's body, a JSON object of at most `most` bytes, within `patience` s.
 
     Raises RequestError for anything but a JSON object of UTF-8 text.
     """
@@ -40,9 +40,10 @@ def json_body(most: int, patience: float) -> dict[str, Any]:
 
 
 def body(most: int, patience: float) -> bytes:
-    """The request's body, whole.
+    """Return the whole body of the request.
 
-    Raises TooLarge, TooSlow, BadRequest for half of it, and UnsupportedType for one packed.
+    Raises TooLarge, RequestTimeout, BadRequest for an incomplete body, and UnsupportedType for a
+    compressed one.
     """
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedType(
@@ -50,7 +51,7 @@ def body(most: int, patience: float) -> bytes:
         )
     if (request.content_length or 0) > most:
         raise TooLarge(f"The body has more than {most} bytes.", field="body")
-    # Read here to the limit and a byte: a chunked body says nothing of its length beforehand.
+    # Read up to the limit and one byte more: a chunked body does not announce its length.
     request.max_content_length = None
     raw = _read(most + 1, patience)
     if len(raw) > most:
@@ -61,12 +62,12 @@ def body(most: int, patience: float) -> bytes:
 
 
 def form(most: int, patience: float) -> tuple[dict[str, str], tuple[str, bytes]]:
-    """The fields of a multipart body, and its one file, `document`: name and content.
+    """Return the fields of a multipart body, and the name and content of its file `document`.
 
     Raises RequestError as `json_body` does.
     """
     raw = body(most, patience)
-    # Of fields and of the headers of parts, which are read where all others wait; not of files.
+    # This limits fields and part headers, not files.
     parser = MultiPartParser(max_form_memory_size=_FORM, max_form_parts=20)
     try:
         boundary = request.mimetype_params["boundary"].encode("ascii")
@@ -82,30 +83,30 @@ def form(most: int, patience: float) -> tuple[dict[str, str], tuple[str, bytes]]
 
 
 def _read(most: int, patience: float) -> bytes:
-    """Up to so many bytes of the body. Raises TooSlow, or BadRequest for half a body."""
+    """Return up to `most` bytes. Raises RequestTimeout, or BadRequest for an incomplete body."""
     sock = server_socket(request.environ)
     if sock is None:
         return request.stream.read(most)
-    rang = threading.Event()
+    timed_out = threading.Event()
 
-    def ring() -> None:
-        rang.set()
+    def stop_reading() -> None:
+        timed_out.set()
         with suppress(OSError):
             sock.shutdown(socket.SHUT_RD)
 
-    # Of all reads together: a deadline for each would let a byte now and then go on for ever.
-    # Nothing is read any more once this side is shut, and the answer can still be written.
-    alarm = threading.Timer(patience, ring)
-    alarm.daemon = True
-    alarm.start()
+    # One deadline for all reads: with one for each, a slow client could go on for ever. Shutting
+    # the reading side ends the read, and the response can still be written.
+    timer = threading.Timer(patience, stop_reading)
+    timer.daemon = True
+    timer.start()
     try:
         raw = request.stream.read(most)
-    except Exception as error:  # what a server raises for a body that ends too soon is its own
-        if rang.is_set():
+    except Exception as error:  # each server raises its own exception here
+        if timed_out.is_set():
             raise RequestTimeout("The body did not come in time.", field="body") from error
         raise BadRequest("The body is not whole.", field="body") from error
     finally:
-        alarm.cancel()
-    if rang.is_set():
+        timer.cancel()
+    if timed_out.is_set():
         raise RequestTimeout("The body did not come in time.", field="body")
     return raw

@@ -1,4 +1,4 @@
-"""Commands beside the service: `flask --app … stream key <name>`."""
+"""Command-line commands: `flask --app … stream key <name>`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..security.keys import digest, is_site, new_api_key
 @click.command("key")
 @click.argument("name")
 def make_key(name: str) -> None:
-    """Make an API key for the site NAME. It is shown once, and only its hash is kept."""
+    """Make an API key for the site NAME, and print it with its hash."""
     if not is_site(name):
         raise click.BadParameter("a name is of a-z, 0-9, '.', '-' and '_'", param_hint="NAME")
     key = new_api_key()
