@@ -98,7 +98,7 @@ def test_gevent() -> None:
         text=True,
         timeout=60,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr  # an old gevent also prints as the interpreter ends
 
 
 # gunicorn
