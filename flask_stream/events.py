@@ -33,14 +33,19 @@ TYPES = (
 
 
 class Event(NamedTuple):
-    """One entry of a log. `seq` counts from 1 without a gap, `data` is JSON text."""
+    """One entry of a log.
+
+    `seq` counts from 1 without a gap. `data` is JSON text. `at` is when the chain produced the
+    event, in whole milliseconds since the run was created.
+    """
 
     seq: int
     type: str
     data: str
+    at: int = 0
 
     def value(self) -> Any:
-        """The event's data as Python objects."""
+        """Return the event's data as Python objects."""
         return json.loads(self.data)
 
 

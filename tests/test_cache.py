@@ -484,7 +484,7 @@ def test_an_answer_goes_to_what_was_asked(runs: Runs, source: Asks) -> None:
 def test_what_was_stopped_goes_on_with_no_answer(runs: Runs, source: Asks) -> None:
     source.open.clear()
     parent = start(runs, QUESTION)
-    runs.cancel(parent.id, 10)
+    runs.cancel(parent.id, 10, parent.principal)
     source.open.set()
     with pytest.raises(Conflict):
         start(runs, {"resume": "yes"}, parent=parent.id)

@@ -386,12 +386,12 @@ def test_the_runs_before_are_counted_by_the_turns_since() -> None:
         run = Run(id, "graph", "talk", parent, "me", json.dumps(value), number, "done")
         store.create(run, "me", 60.0)
         parent = id
-    assert past(store, parent, 50) == (
+    assert past(store, store.branch(parent or "", 50), 50) == (
         [Turn("a", ""), Turn("b", "")],
         [("2", 0), ("1", 1), ("0", 1)],
     )
-    assert past(store, parent, 1) == ([Turn("b", "")], [("2", 0)])
-    assert past(store, None, 50) == ([], [])
+    assert past(store, store.branch(parent or "", 1), 1) == ([Turn("b", "")], [("2", 0)])
+    assert past(store, [], 50) == ([], [])
 
 
 # What nodes write

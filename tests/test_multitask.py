@@ -394,10 +394,10 @@ class Late(MemoryStore):
         self.busy: Callable[[str], None] | None = None
 
     def create(
-        self, run: Run, owner: str, lease: float, terms: CreateConditions = NO_CONDITIONS
+        self, run: Run, lease_token: str, lease: float, conditions: CreateConditions = NO_CONDITIONS
     ) -> Run | None:
         try:
-            return super().create(run, owner, lease, terms)
+            return super().create(run, lease_token, lease, conditions)
         except ConversationBusy as busy:
             if self.busy is not None:
                 self.busy(busy.run)
@@ -482,7 +482,9 @@ def test_a_queue_keeps_its_order_whatever_the_clocks_say(
         start(runs, question, parent=None, multitask="queue") for question in ("two", "three")
     ]
     until = time.monotonic() + 5
-    while min(runs.get(run.id, None).seq for run in queued) < 1:  # they are there, and wait
+    while (
+        min(runs.get(run.id, run.principal).seq for run in queued) < 1
+    ):  # they are there, and wait
         assert time.monotonic() < until
         time.sleep(0.01)
     assert not source.asked
@@ -501,7 +503,7 @@ def test_one_that_is_removed_while_it_is_live_ends_for_its_readers(
     reader = runs.read(Cursor(run.id, 0), run.principal)
     assert reader is not None
     until = time.monotonic() + 20
-    assert store.forget(run.principal, run.conversation)
+    assert store.delete_conversation(run.principal, run.conversation)
     events: list[Event] = []
     while not events or events[-1].type != "end":
         assert time.monotonic() < until, events
@@ -524,7 +526,7 @@ def test_who_waits_for_one_that_is_removed_begins(runs: Runs, source: Halves, st
     run, _ = runs.starts.start(
         StartRequest("halves", {"question": "two"}, who="session:one", parent=other.id)
     )
-    assert store.forget(other.principal, other.conversation)
+    assert store.delete_conversation(other.principal, other.conversation)
     assert finish(runs, run)[0] == "done"
     assert source.asked[0].history == []
 

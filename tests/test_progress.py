@@ -368,7 +368,7 @@ def test_a_chain_that_was_stopped_finds_out_when_it_tells_something(
 
     run = ask(source_of(work))
     run.until("custom")
-    assert run.runs.cancel(run.run, 10).status == "cancelled"
+    assert run.runs.cancel(run.run, 10, "").status == "cancelled"
     gate.release()
     assert left.wait(10)
     assert not went_on.is_set()

@@ -34,7 +34,7 @@ from flask_stream.stores.redis import RedisStore
 from .server import ROOT
 from .valkey import Valkey
 
-OWNER = "owner" * 6
+TOKEN = "token" * 6
 
 
 @pytest.fixture
@@ -64,15 +64,15 @@ def new_run(principal: str = "", conversation: str = "", created: float | None =
 
 
 def a_run(store: RedisStore, created: float | None = None) -> str:
-    """A live run that OWNER holds; its id."""
+    """A live run that TOKEN holds; its id."""
     run = new_run(created=created)
-    assert store.create(run, OWNER, 60) is None
+    assert store.create(run, TOKEN, 60) is None
     return run.id
 
 
 def a_batch(run: str, after: int, count: int = 1, status: str | None = None) -> Batch:
     seqs = range(after + 1, after + count + 1)
-    return Batch(run, OWNER, after, [Event(seq, "chunk", f'{{"n":{seq}}}') for seq in seqs], status)
+    return Batch(run, TOKEN, after, [Event(seq, "chunk", f'{{"n":{seq}}}') for seq in seqs], status)
 
 
 def news_until(store: RedisStore, enough: Callable[[set[News]], bool]) -> set[News]:
@@ -119,7 +119,7 @@ def test_a_restarted_server_has_lost_its_scripts_and_kept_the_log() -> None:
         valkey.restart()
         assert [event.seq for event in store.read(run, 2, 100)] == [3, 4, 5]
         valkey.restart()
-        assert store.renew({run: OWNER}, 60)[run].value == "yes"
+        assert store.renew({run: TOKEN}, 60)[run].value == "yes"
         store.close()
 
 
@@ -143,21 +143,23 @@ def test_no_server_is_a_store_error_that_keeps_the_password_to_itself() -> None:
             lambda: store.append([a_batch(run, 0)]),
             lambda: store.read(run, 0, 10),
             lambda: store.get(run),
-            lambda: store.expired(run),
+            lambda: store.branch(run, 9),
+            lambda: store.newest("", run),
+            lambda: store.expired_principal(run),
             lambda: store.cancel(run),
-            lambda: store.renew({run: OWNER}, 1),
-            lambda: store.adopt(OWNER, 1, 1),
+            lambda: store.renew({run: TOKEN}, 1),
+            lambda: store.take_over(TOKEN, 1, 1),
             lambda: store.purge(1, 1),
-            lambda: store.create(new_run(), OWNER, 1),
+            lambda: store.create(new_run(), TOKEN, 1),
             lambda: store.conversations("", 1),
             lambda: store.conversation("", run),
             lambda: store.runs("", run),
-            lambda: store.rename("", run, "title"),
-            lambda: store.forget("", run),
+            lambda: store.rename_conversation("", run, "title"),
+            lambda: store.delete_conversation("", run),
             lambda: store.count("key", 0, 1),
             lambda: store.count("key", 1, 1),
             lambda: store.claim("key", "value", 1),
-            lambda: store.disclaim("key", "value"),
+            lambda: store.release_claim("key", "value"),
             lambda: store.news(1),
         ]
         for call in calls:
@@ -232,14 +234,14 @@ def test_a_full_server_lets_what_is_old_or_forgotten_go(
     valkey: Valkey, store: RedisStore, admin: Any
 ) -> None:
     old, live = a_run(store, created=time.time() - 100), new_run("ann")
-    assert store.create(live, OWNER, 60) is None
+    assert store.create(live, TOKEN, 60) is None
     store.append([a_batch(old, 0, status="done"), a_batch(live.id, 0)])
     admin.config_set("maxmemory", 1)
     with pytest.raises(StoreError, match="maxmemory"):
         a_run(store)
     assert len(store.purge(50, 10)) == 1
-    assert store.expired(old) == ""
-    assert store.forget("ann", live.conversation)
+    assert store.expired_principal(old) == ""
+    assert store.delete_conversation("ann", live.conversation)
     admin.config_set("maxmemory", 0)
     assert [key.decode() for key in admin.keys("*")] == [f"flask_stream:gone:{old}"]
 
@@ -294,11 +296,11 @@ def test_only_the_memory_of_expired_runs_has_a_time_to_live(store: RedisStore, a
 def test_what_is_forgotten_leaves_no_key(store: RedisStore, admin: Any) -> None:
     runs = [new_run("ann", "conversation" * 2) for _ in range(3)]
     for run in runs:
-        assert store.create(run, OWNER, 60) is None
+        assert store.create(run, TOKEN, 60) is None
     store.append([a_batch(runs[0].id, 0, status="done"), a_batch(runs[1].id, 0)])
     store.cancel(runs[2].id)
-    assert store.rename("ann", runs[0].conversation, "title")
-    assert store.forget("ann", runs[0].conversation)
+    assert store.rename_conversation("ann", runs[0].conversation, "title")
+    assert store.delete_conversation("ann", runs[0].conversation)
     assert admin.keys("*") == []
 
 
@@ -313,6 +315,48 @@ def test_counters_and_claims_go_by_themselves(store: RedisStore, admin: Any) -> 
     assert all(90_000 < ms <= 100_000 for ms in left.values())
 
 
+def test_a_log_from_before_events_had_times_is_read_and_gone_on_with(
+    store: RedisStore, admin: Any
+) -> None:
+    """A run as it was stored then: `owner` in its hash, no `at` in its lines."""
+    run = new_run("ann")
+    key, log = f"flask_stream:run:{run.id}", f"flask_stream:log:{run.id}"
+    admin.hset(
+        key,
+        mapping={
+            "chain": "chat",
+            "conversation": run.conversation,
+            "principal": "ann",
+            "input": run.input,
+            "created": repr(run.created),
+            "status": "running",
+            "seq": 3,
+            "attempt": 1,
+            "owner": TOKEN,
+        },
+    )
+    admin.xadd(log, {"e": 'start\t{"run":1}\nchunk\t{"content":"a\\t1"}'}, id="2-0")
+    admin.xadd(log, {"e": 'step\t{"node":"b"}'}, id="3-0")
+    admin.zadd("flask_stream:live", {run.id: 1000 * (time.time() - 1)})
+    old = [
+        Event(1, "start", '{"run":1}', 0),
+        Event(2, "chunk", '{"content":"a\\t1"}', 0),
+        Event(3, "step", '{"node":"b"}', 0),
+    ]
+    assert store.read(run.id, 0, 10) == old
+    assert store.read(run.id, 1, 1) == old[1:2]
+    stored = store.get(run.id)
+    assert stored is not None
+    assert (stored.started, stored.first_chunk, stored.ended, stored.answer) == (None,) * 4
+    assert store.create(run, "another", 60) == stored
+    assert store.append([Batch(run.id, TOKEN, 3, [Event(4, "chunk", "{}", 5)])]) == [False]
+    assert [each.id for each in store.take_over("new", 60, 10)] == [run.id]
+    assert admin.hget(key, "owner") is None, "a worker of then is fenced, too"
+    end = Batch(run.id, "new", 3, [Event(4, "end", "{}", 5)], "done", answer='"a"')
+    assert store.append([end]) == [True]
+    assert store.read(run.id, 0, 10) == [*old, Event(4, "end", "{}", 5)]
+
+
 def before_there_were_conversations(admin: Any, run: Run, status: str) -> None:
     """A run as it was stored then, with one event."""
     fields = {
@@ -324,7 +368,7 @@ def before_there_were_conversations(admin: Any, run: Run, status: str) -> None:
         "status": status,
         "seq": 1,
         "attempt": 1,
-        "owner": OWNER,
+        "lease_token": TOKEN,
     }
     admin.hset(f"flask_stream:run:{run.id}", mapping=fields)
     admin.xadd(f"flask_stream:log:{run.id}", {"e": 'chunk\t{"n":1}'}, id="1-0")
@@ -342,18 +386,23 @@ def test_runs_from_before_there_were_conversations_go_on_and_go(
     before_there_were_conversations(admin, ended, "done")
     before_there_were_conversations(admin, live, "running")
     admin.set("flask_stream:gone:earlier", "", px=100_000)
-    assert store.expired("earlier") == ""
+    assert store.expired_principal("earlier") == ""
     assert store.conversations("", 10) == []
     assert store.runs("", conversation) == []
     assert store.conversation("", conversation) is None
-    assert store.forget("", conversation) is False
+    assert store.delete_conversation("", conversation) is False
     assert store.append([a_batch(live.id, 1, status="done")]) == [True]
     # What comes next in that conversation begins it, and what was before is in none.
     new = new_run("", conversation)
-    assert store.create(new, OWNER, 60, CreateConditions(most=1, alone=True, title="new")) is None
+    assert (
+        store.create(
+            new, TOKEN, 60, CreateConditions(max_live_runs=1, only_live_run=True, title="new")
+        )
+        is None
+    )
     assert store.runs("", conversation) == [new]
     assert len(store.purge(50, 10)) == 2
-    assert store.expired(ended.id) == store.expired(live.id) == ""
+    assert store.expired_principal(ended.id) == store.expired_principal(live.id) == ""
     wanted = Conversation(conversation, "", "new", new.created, new.created)
     assert store.conversations("", 10) == [wanted]
     assert store.append([a_batch(new.id, 0, status="done")]) == [True]
@@ -366,16 +415,16 @@ def test_a_run_that_somebody_else_deleted_takes_nobodys_place(
     store: RedisStore, admin: Any
 ) -> None:
     run = new_run("ann")
-    terms = CreateConditions(most=1, alone=True)
-    assert store.create(run, OWNER, 0.001, terms) is None
+    conditions = CreateConditions(max_live_runs=1, only_live_run=True)
+    assert store.create(run, TOKEN, 0.001, conditions) is None
     admin.delete(f"flask_stream:run:{run.id}", f"flask_stream:log:{run.id}")
     with pytest.raises(TooManyLiveRuns):
-        store.create(new_run("ann"), OWNER, 60, terms)
+        store.create(new_run("ann"), TOKEN, 60, conditions)
     time.sleep(0.01)
-    assert store.adopt(OWNER, 60, 10) == []
+    assert store.take_over(TOKEN, 60, 10) == []
     assert store.runs("ann", run.conversation) == []
-    assert store.create(new_run("ann", run.conversation), OWNER, 60, terms) is None
-    assert store.forget("ann", run.conversation)
+    assert store.create(new_run("ann", run.conversation), TOKEN, 60, conditions) is None
+    assert store.delete_conversation("ann", run.conversation)
     assert admin.keys("*") == []
 
 
@@ -493,7 +542,7 @@ def test_two_services_share_a_server_under_two_prefixes(valkey: Valkey, store: R
     other = RedisStore(valkey.url, prefix="other:")
     run = a_run(store)
     assert other.get(run) is None
-    assert other.adopt(OWNER, 1, 10) == []
+    assert other.take_over(TOKEN, 1, 10) == []
     other.close()
 
 
@@ -627,13 +676,16 @@ def test_a_server_that_hides_its_info_is_taken(
     assert store.append([a_batch(run, 1, status="cancelled")]) == [True]
     assert len(store.purge(-1, 10)) == 1
     again = new_run("ann")
-    assert store.create(again, OWNER, 60, CreateConditions(most=1, alone=True)) is None
+    assert (
+        store.create(again, TOKEN, 60, CreateConditions(max_live_runs=1, only_live_run=True))
+        is None
+    )
     assert len(store.conversations("ann", 10)) == len(store.runs("ann", again.conversation)) == 1
-    assert store.rename("ann", again.conversation, "title")
-    assert store.forget("ann", again.conversation)
+    assert store.rename_conversation("ann", again.conversation, "title")
+    assert store.delete_conversation("ann", again.conversation)
     assert store.count("key", 1, 60) == store.count("key", 0, 60) == 1
     assert store.claim("key", "value", 60) == "value"
-    store.disclaim("key", "value")
+    store.release_claim("key", "value")
     store.close()
 
 

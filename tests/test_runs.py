@@ -54,22 +54,27 @@ class MoodyStore(MemoryStore):
             raise StoreError("away")
         return super().get(run)
 
+    def branch(self, run: str, limit: int) -> list[Run]:
+        if self.away:
+            raise StoreError("away")
+        return super().branch(run, limit)
+
     def create(
-        self, run: Run, owner: str, lease: float, terms: CreateConditions = NO_CONDITIONS
+        self, run: Run, lease_token: str, lease: float, conditions: CreateConditions = NO_CONDITIONS
     ) -> Run | None:
         if self.away:
             raise StoreError("away")
-        return super().create(run, owner, lease, terms)
+        return super().create(run, lease_token, lease, conditions)
 
     def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, LeaseState]:
         if self.gone:
             raise StoreError("away")
         return super().renew(leases, lease)
 
-    def adopt(self, owner: str, lease: float, limit: int) -> list[Run]:
+    def take_over(self, lease_token: str, lease: float, limit: int) -> list[Run]:
         if self.gone:
             raise StoreError("away")
-        return super().adopt(owner, lease, limit)
+        return super().take_over(lease_token, lease, limit)
 
 
 Make = Callable[..., Runs]
@@ -222,7 +227,7 @@ def test_what_a_stopped_chain_still_says_is_not_written(make: Make, gate: thread
 
     runs = make(stubborn)
     run, _ = runs.starts.start(StartRequest("chain", QUESTION))
-    assert runs.cancel(run.id, 10).status == "cancelled"
+    assert runs.cancel(run.id, 10, "").status == "cancelled"
     gate.set()
     assert closed.wait(10)
     events = read(runs, run.id)
@@ -354,7 +359,7 @@ def test_a_store_that_can_only_be_read(
     monkeypatch.setattr(store, "cancel", full)
     monkeypatch.setattr(store, "claim", full)
     with pytest.raises(Unavailable):
-        runs.cancel(elsewhere.id, 1)
+        runs.cancel(elsewhere.id, 1, "")
     with pytest.raises(Unavailable):
         runs.check_ready()
 
@@ -381,7 +386,9 @@ def test_a_turn_is_whole_messages_and_says_whether_it_came_to_its_end(
     for question, whole in ("go", True), ("fail", False):
         run, _ = runs.starts.start(StartRequest("chain", {"question": question}))
         read(runs, run.id)
-        assert turns(store, run.id, 9) == [Turn(question, "l0 l1 l2 \n\nr0 r1 r2 ", whole)]
+        assert turns(store, store.branch(run.id, 9), 9) == [
+            Turn(question, "l0 l1 l2 \n\nr0 r1 r2 ", whole)
+        ]
 
 
 def test_what_a_chain_keeps_goes_with_its_last_run(store: MoodyStore) -> None:
@@ -566,7 +573,7 @@ def test_a_chain_that_is_given_up_is_charged_once(store: MoodyStore, gate: threa
     try:
         run = ask(runs)
         wait_for(lambda: len(store.read(run, 0, 9)) > 2)
-        assert runs.cancel(run, 5).status == "cancelled"
+        assert runs.cancel(run, 5, "").status == "cancelled"
         wait_for(lambda: charged)
         gate.set()
         assert ended.wait(10)
@@ -643,7 +650,7 @@ def test_a_worker_that_goes_takes_over_nobodys_runs(make: Make, store: MoodyStor
         Run(new_id(), "chain", new_id(), None, "", json.dumps(QUESTION), time.time()), "dead", 0.1
     )
     time.sleep(1.5)  # five of its rounds
-    (lost,) = store.adopt("another", 30, 9)
+    (lost,) = store.take_over("another", 30, 9)
     assert lost.live
 
 
@@ -663,7 +670,7 @@ def test_while_ends_of_others_cannot_be_stored_leases_are_renewed(
         MemoryStore.create(store, lost, "dead", 0.01)
     # Each of eight ends would be waited for, for more than a second.
     time.sleep(4)
-    assert run not in [one.id for one in store.adopt("another", 30, 9)]
+    assert run not in [one.id for one in store.take_over("another", 30, 9)]
     store.away = False
 
 

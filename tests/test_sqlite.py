@@ -81,9 +81,9 @@ def work(path: Path, shared: Run, lost: int, at: float) -> tuple[bool, list[str]
     runs = [started(store, me) for _ in range(10)]
     adopted: list[str] = []
     for after in range(30):
-        assert all(store.append([batch(run, after, owner=me) for run in runs]))
-        adopted += [run.id for run in store.adopt(me, 60, lost)]
-    assert all(store.append([ending(run, 30, owner=me) for run in runs]))
+        assert all(store.append([batch(run, after, lease_token=me) for run in runs]))
+        adopted += [run.id for run in store.take_over(me, 60, lost)]
+    assert all(store.append([ending(run, 30, lease_token=me) for run in runs]))
     store.close()
     return created, [run.id for run in runs], adopted
 
@@ -165,11 +165,11 @@ while True:
     assert there.seq in (stored[-1], stored[-1] + 3)
     assert whole(store, there, 100) == events(0, there.seq)
     until = time.monotonic() + 20
-    while not (adopted := store.adopt("you", 60, 10)):
+    while not (adopted := store.take_over("you", 60, 10)):
         assert time.monotonic() < until
         time.sleep(0.05)
     assert [each.id for each in adopted] == [run]
-    assert store.append([ending(there, there.seq, owner="you")]) == [True]
+    assert store.append([ending(there, there.seq, lease_token="you")]) == [True]
 
 
 # Locks
@@ -195,7 +195,7 @@ def test_what_is_locked_for_writing_can_be_read(path: Path, store: SqliteStore) 
     with locked(path):
         assert found(store, run).seq == 5
         assert whole(store, run) == events(0, 5)
-        assert store.adopt("you", 60, 10) == []
+        assert store.take_over("you", 60, 10) == []
         assert len(store.purge(0, 10)) == 0
 
 
@@ -309,7 +309,7 @@ def test_a_log_survives_its_store(path: Path) -> None:
         ("PRAGMA application_id = 7", "is the database of another program"),
         (
             f"PRAGMA application_id = {sqlite_file.APPLICATION}; PRAGMA user_version = 99",
-            "has format 99, and this version of flask_stream reads 2",
+            "has format 99, and this version of flask_stream reads 3",
         ),
     ],
 )
@@ -409,7 +409,7 @@ def test_what_has_passed_does_not_pile_up(path: Path, store: SqliteStore) -> Non
 def test_what_is_forgotten_is_in_no_table(path: Path, store: SqliteStore) -> None:
     run = started(store, principal="ann")
     store.append([batch(run, 0, 5)])
-    assert store.forget("ann", run.conversation)
+    assert store.delete_conversation("ann", run.conversation)
     with closing(sqlite3.connect(path)) as connection:
         for table in TABLES:
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
@@ -463,7 +463,7 @@ PRAGMA user_version = 1;
 """
 
 
-def of_format_1(path: Path, runs: list[Run], owner: str = "me", lease: float = 60) -> None:
+def of_format_1(path: Path, runs: list[Run], lease_token: str = "me", lease: float = 60) -> None:
     """A file as format 1 had it, where each run has said two words."""
     path.parent.mkdir(exist_ok=True)
     with closing(sqlite3.connect(path)) as connection:
@@ -474,10 +474,10 @@ def of_format_1(path: Path, runs: list[Run], owner: str = "me", lease: float = 6
                 " attempt, owner, lease, input) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(run.id, run.chain, run.conversation, run.parent, run.principal, run.created),
-                    *(run.status, run.attempt, owner, time.time() + lease, run.input),
+                    *(run.status, run.attempt, lease_token, time.time() + lease, run.input),
                 ),
             )
-            payload = "\n".join(f"{event.type}\t{event.data}" for event in events(0, 2))
+            payload = 'chunk\t{"content":"word"}\nchunk\t{"content":"word"}'
             connection.execute(
                 "INSERT INTO batches SELECT max(number), 2, NULL, ? FROM runs", (payload,)
             )
@@ -500,16 +500,16 @@ def test_a_file_of_format_1_is_brought_up_with_all_that_is_in_it(path: Path) -> 
                 Conversation(id, "ann", "And then?", 2000.25, 2000.25)
             ]
             assert whole(store, first) == events(0, 2)
-            assert store.expired("gone" * 8) == ""
-            # The owner that is at work goes on with its run, and everybody can have it end.
+            assert store.expired_principal("gone" * 8) == ""
+            # The lease_token that is at work goes on with its run, and everybody can have it end.
             assert store.renew({anns.id: "me"}, 60) == {anns.id: LeaseState.YES}
     with closing(SqliteStore(path)) as store:
         assert store.append([ending(anns, 2)]) == [True]
         assert len(store.purge(10, 10)) == 4
         assert store.conversations("", 10) == store.conversations("ann", 10) == []
-        assert store.expired(anns.id) == "ann"
+        assert store.expired_principal(anns.id) == "ann"
         started(store, principal="ann", conversation=id)
-        assert store.forget("ann", id)
+        assert store.delete_conversation("ann", id)
 
 
 @pytest.mark.parametrize(
@@ -560,20 +560,76 @@ def test_a_file_that_cannot_be_brought_up_is_left_as_it_was(
         assert found(store, run).seq == 2
 
 
-def test_a_worker_of_format_1_that_is_still_there_goes_on(path: Path) -> None:
+def test_a_worker_of_an_earlier_format_that_is_still_there_writes_nothing(path: Path) -> None:
+    """Its leases run out: it must not add lines that have no times, nor hold a run as its own."""
     of_format_1(path, [run := new_run()])
     with closing(sqlite3.connect(path, isolation_level=None)) as old:
         assert old.execute("SELECT seq FROM logs WHERE id = ?", (run.id,)).fetchone() == (2,)
         with closing(SqliteStore(path)) as store:
-            values = ("later" * 4, "chat", run.conversation, "", 5e9, "running", 1, "it", 5e9, "{}")
-            old.execute(
-                "INSERT INTO runs (id, chain, conversation, principal, created, status, attempt,"
-                " owner, lease, input) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                values,
+            with pytest.raises(sqlite3.OperationalError, match="no such column"):
+                old.execute(
+                    "INSERT INTO batches (run, last, status, payload) SELECT number, 3, NULL, ?"
+                    " FROM logs WHERE id = ? AND logs.owner = ?",
+                    ("chunk\t{}", run.id, "me"),
+                )
+            assert found(store, run).seq == 2
+
+
+#: What format 2 has that format 1 has not, as it was.
+FORMAT_2 = """
+ALTER TABLE runs ADD COLUMN title TEXT NOT NULL DEFAULT '';
+ALTER TABLE expired ADD COLUMN principal TEXT NOT NULL DEFAULT '';
+CREATE INDEX live_of ON runs (principal, conversation) WHERE status = 'running';
+CREATE INDEX runs_in ON runs (principal, conversation, created, id);
+CREATE TABLE conversations (
+    principal TEXT NOT NULL,
+    id TEXT NOT NULL,
+    title TEXT NOT NULL,
+    created REAL NOT NULL,
+    updated REAL NOT NULL,
+    PRIMARY KEY (principal, id)
+) WITHOUT ROWID;
+CREATE INDEX latest ON conversations (principal, updated, id);
+CREATE TABLE passing (
+    key TEXT PRIMARY KEY,
+    value NOT NULL,
+    until REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX passed ON passing (until);
+DROP TRIGGER removed;
+CREATE TRIGGER removed AFTER DELETE ON runs BEGIN
+    DELETE FROM batches WHERE run = old.number;
+    DELETE FROM conversations WHERE principal = old.principal AND id = old.conversation;
+END;
+PRAGMA user_version = 2;
+"""
+
+
+def test_a_file_of_format_2_is_brought_over_and_its_logs_are_read_without_times(path: Path) -> None:
+    done = new_run(created=1000.5, status="done", seq=2)
+    live = new_run(created=2000.5, seq=2)
+    of_format_1(path, [done, live])
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(FORMAT_2)
+        connection.execute(
+            "INSERT INTO conversations SELECT principal, conversation, 'kept', created, created"
+            " FROM runs"
+        )
+        connection.execute("INSERT INTO passing VALUES ('count:a', 7, 9e9)")
+        connection.commit()
+    for _ in range(2):
+        with closing(SqliteStore(path)) as store:
+            assert (found(store, done), found(store, live)) == (done, live)
+            assert whole(store, done) == whole(store, live) == events(0, 2)
+            assert store.conversation("", done.conversation) == Conversation(
+                done.conversation, "", "kept", 1000.5, 1000.5
             )
-            assert [each.id for each in store.runs("", run.conversation)] == [run.id, values[0]]
-            assert [each.updated for each in store.conversations("", 10)] == [5e9]
-            old.execute("DELETE FROM runs")
-            assert old.execute("SELECT 1 FROM expired WHERE id = ?", (run.id,)).fetchone() == (1,)
-            assert store.expired(run.id) == ""
-            assert store.conversations("", 10) == []
+            assert store.count("a", 0, 1) == 7
+            assert store.renew({live.id: "me"}, 60) == {live.id: LeaseState.YES}
+    with closing(SqliteStore(path)) as store:
+        end = ending(live, 2)._replace(started=1, first_chunk=2, answer='"a"')
+        assert store.append([end]) == [True]
+        assert found(store, live) == replace(
+            live, status="done", seq=3, started=1, first_chunk=2, ended=0, answer='"a"'
+        )
+        assert [event.seq for event in whole(store, live)] == [1, 2, 3]

@@ -20,7 +20,6 @@ from flask_stream.stores.base import (
     Batch,
     Conversation,
     ConversationBusy,
-    CreateConditions,
     CreateRefused,
     LeaseState,
     News,
@@ -28,6 +27,7 @@ from flask_stream.stores.base import (
     Store,
     TooManyLiveRuns,
 )
+from flask_stream.stores.base import CreateConditions as Conditions
 from flask_stream.stores.memory import MemoryStore
 from flask_stream.stores.redis import RedisStore
 from flask_stream.stores.sqlite import SqliteStore
@@ -113,18 +113,18 @@ def new_run(**known: object) -> Run:
 
 def started(
     store: Store,
-    owner: str = "me",
+    lease_token: str = "me",
     lease: float = 60,
-    terms: CreateConditions = CreateConditions(),  # noqa: B008 - it cannot be changed
+    conditions: Conditions = Conditions(),  # noqa: B008 - it cannot be changed
     **known: object,
 ) -> Run:
     run = new_run(**known)
-    assert store.create(run, owner, lease, terms) is None
+    assert store.create(run, lease_token, lease, conditions) is None
     return run
 
 
-def over(store: Store, run: Run, after: int = 0, owner: str = "me") -> None:
-    assert store.append([ending(run, after, owner=owner)]) == [True]
+def over(store: Store, run: Run, after: int = 0, lease_token: str = "me") -> None:
+    assert store.append([ending(run, after, lease_token=lease_token)]) == [True]
 
 
 def together(number: int, call: Callable[[int], object]) -> list[object]:
@@ -155,14 +155,16 @@ def events(after: int, number: int, text: str = "word") -> list[Event]:
     return [Event(seq, "chunk", data) for seq in range(after + 1, after + number + 1)]
 
 
-def batch(run: Run, after: int, number: int = 1, owner: str = "me", text: str = "word") -> Batch:
-    return Batch(run.id, owner, after, events(after, number, text), None)
+def batch(
+    run: Run, after: int, number: int = 1, lease_token: str = "me", text: str = "word"
+) -> Batch:
+    return Batch(run.id, lease_token, after, events(after, number, text), None)
 
 
-def ending(run: Run, after: int, number: int = 1, owner: str = "me") -> Batch:
+def ending(run: Run, after: int, number: int = 1, lease_token: str = "me") -> Batch:
     said = events(after, number - 1)
     end = Event(after + number, "end", '{"status":"done","finish_reason":"stop","error":null}')
-    return Batch(run.id, owner, after, [*said, end], "done")
+    return Batch(run.id, lease_token, after, [*said, end], "done")
 
 
 def whole(store: Store, run: Run, limit: int = 1000) -> list[Event]:
@@ -213,7 +215,7 @@ def test_a_run_is_found_as_it_was_created(store: Store, other: Store) -> None:
 def test_an_unknown_run_is_none_and_has_no_events(store: Store) -> None:
     assert store.get(new_id()) is None
     assert store.read(new_id(), 0, 10) == []
-    assert store.expired(new_id()) is None
+    assert store.expired_principal(new_id()) is None
 
 
 def test_of_fifty_who_create_a_run_one_does(store: Store, other: Store) -> None:
@@ -222,7 +224,7 @@ def test_of_fifty_who_create_a_run_one_does(store: Store, other: Store) -> None:
 
     def create(number: int) -> Run | None:
         barrier.wait()
-        return (store, other)[number % 2].create(run, f"owner-{number}", 60)
+        return (store, other)[number % 2].create(run, f"lease_token-{number}", 60)
 
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(create, range(50)))
@@ -241,22 +243,22 @@ def test_whoever_created_a_run_may_ask_again(store: Store) -> None:
 
 
 def test_a_principal_has_no_more_live_runs_than_it_may(store: Store, other: Store) -> None:
-    terms = CreateConditions(most=2)
-    first = started(store, terms=terms, principal="ann")
-    second = started(other, terms=terms, principal="ann")
+    conditions = Conditions(max_live_runs=2)
+    first = started(store, conditions=conditions, principal="ann")
+    second = started(other, conditions=conditions, principal="ann")
     third = new_run(principal="ann")
     for each in (store, other):
         with pytest.raises(TooManyLiveRuns):
-            each.create(third, "me", 60, terms)
+            each.create(third, "me", 60, conditions)
     assert store.get(third.id) is None
     assert store.conversation("ann", third.conversation) is None
     assert other.append([batch(third, 0)]) == [False]
-    started(store, terms=terms, principal="bob")  # who is somebody else
+    started(store, conditions=conditions, principal="bob")  # who is somebody else
     over(other, first)
-    assert store.create(third, "me", 60, terms) is None
+    assert store.create(third, "me", 60, conditions) is None
     with pytest.raises(TooManyLiveRuns):
-        store.create(new_run(principal="ann"), "me", 60, terms)
-    assert store.create(new_run(principal="ann"), "me", 60, CreateConditions(most=4)) is None
+        store.create(new_run(principal="ann"), "me", 60, conditions)
+    assert store.create(new_run(principal="ann"), "me", 60, Conditions(max_live_runs=4)) is None
     assert store.create(new_run(principal="ann"), "me", 60) is None
     over(store, second)
 
@@ -266,17 +268,17 @@ def test_the_end_of_a_run_makes_room_however_it_is_stored(store: Store) -> None:
     store.append([batch(runs[0], 0, 2), ending(runs[0], 2)])
     store.append([ending(run, 0) for run in runs[1:]])
     store.append([ending(run, 0) for run in runs[1:]])  # which is nothing new
-    alone = CreateConditions(most=1)
+    alone = Conditions(max_live_runs=1)
     assert store.create(new_run(principal="ann"), "me", 60, alone) is None
     with pytest.raises(TooManyLiveRuns):
         store.create(new_run(principal="ann"), "me", 60, alone)
 
 
 def test_of_twenty_who_start_at_once_three_may(store: Store, other: Store) -> None:
-    terms = CreateConditions(most=3)
+    conditions = Conditions(max_live_runs=3)
     runs = [new_run(principal="ann") for _ in range(20)]
     answers = together(
-        20, lambda which: (store, other)[which % 2].create(runs[which], "me", 60, terms)
+        20, lambda which: (store, other)[which % 2].create(runs[which], "me", 60, conditions)
     )
     assert answers.count(None) == 3
     assert len([answer for answer in answers if isinstance(answer, TooManyLiveRuns)]) == 17
@@ -285,16 +287,16 @@ def test_of_twenty_who_start_at_once_three_may(store: Store, other: Store) -> No
 
 
 def test_a_run_may_have_to_be_alone_in_its_conversation(store: Store, other: Store) -> None:
-    alone = CreateConditions(alone=True)
-    first = started(store, terms=alone, principal="ann")
+    alone = Conditions(only_live_run=True)
+    first = started(store, conditions=alone, principal="ann")
     again = new_run(principal="ann", conversation=first.conversation)
     with pytest.raises(ConversationBusy) as busy:
         other.create(again, "me", 60, alone)
     assert busy.value.run == first.id
     assert store.get(again.id) is None
     # One of another principal with the same id is another conversation.
-    started(other, terms=alone, principal="bob", conversation=first.conversation)
-    started(other, terms=alone, principal="ann")
+    started(other, conditions=alone, principal="bob", conversation=first.conversation)
+    started(other, conditions=alone, principal="ann")
     over(store, first)
     assert other.create(again, "me", 60, alone) is None
     assert other.create(replace(again, id=new_id()), "me", 60) is None  # has no such term
@@ -310,7 +312,7 @@ def test_of_two_who_want_to_be_alone_one_is(store: Store, other: Store) -> None:
         answers = together(
             2,
             lambda which, runs=runs: (store, other)[which].create(  # type: ignore[misc]
-                runs[which], "me", 60, CreateConditions(alone=True)
+                runs[which], "me", 60, Conditions(only_live_run=True)
             ),
         )
         (denied,) = (answer for answer in answers if answer is not None)
@@ -319,23 +321,23 @@ def test_of_two_who_want_to_be_alone_one_is(store: Store, other: Store) -> None:
 
 
 def test_busy_comes_before_full(store: Store) -> None:
-    terms = CreateConditions(most=1, alone=True)
-    run = started(store, terms=terms, principal="ann")
+    conditions = Conditions(max_live_runs=1, only_live_run=True)
+    run = started(store, conditions=conditions, principal="ann")
     with pytest.raises(ConversationBusy):
-        store.create(replace(run, id=new_id()), "me", 60, terms)
+        store.create(replace(run, id=new_id()), "me", 60, conditions)
     with pytest.raises(TooManyLiveRuns):
-        store.create(new_run(principal="ann"), "me", 60, terms)
+        store.create(new_run(principal="ann"), "me", 60, conditions)
 
 
 def test_a_run_that_is_there_is_found_whatever_the_terms(store: Store, other: Store) -> None:
-    terms = CreateConditions(most=1, alone=True)
-    run = started(store, terms=terms, principal="ann")
-    assert other.create(run, "you", 60, terms) == run
-    assert other.create(run, "me", 60, terms) is None
+    conditions = Conditions(max_live_runs=1, only_live_run=True)
+    run = started(store, conditions=conditions, principal="ann")
+    assert other.create(run, "you", 60, conditions) == run
+    assert other.create(run, "me", 60, conditions) is None
     over(store, run)
-    started(store, terms=terms, principal="ann", conversation=run.conversation)
-    assert store.create(run, "you", 60, terms) == replace(run, seq=1, status="done")
-    assert store.create(run, "me", 60, terms) is None
+    started(store, conditions=conditions, principal="ann", conversation=run.conversation)
+    assert store.create(run, "you", 60, conditions) == replace(run, seq=1, status="done", ended=0)
+    assert store.create(run, "me", 60, conditions) is None
 
 
 def test_of_many_with_one_id_none_is_told_that_it_is_busy(store: Store, other: Store) -> None:
@@ -343,7 +345,7 @@ def test_of_many_with_one_id_none_is_told_that_it_is_busy(store: Store, other: S
     answers = together(
         20,
         lambda which: (store, other)[which % 2].create(
-            run, f"owner-{which}", 60, CreateConditions(most=1, alone=True)
+            run, f"lease_token-{which}", 60, Conditions(max_live_runs=1, only_live_run=True)
         ),
     )
     assert answers.count(None) == 1
@@ -351,17 +353,17 @@ def test_of_many_with_one_id_none_is_told_that_it_is_busy(store: Store, other: S
 
 
 def test_a_run_whose_worker_is_gone_counts_until_it_is_ended(store: Store, other: Store) -> None:
-    terms = CreateConditions(most=1, alone=True)
-    run = started(store, lease=0.001, terms=terms, principal="ann")
+    conditions = Conditions(max_live_runs=1, only_live_run=True)
+    run = started(store, lease=0.001, conditions=conditions, principal="ann")
     overdue(run, store)
     next = new_run(principal="ann", conversation=run.conversation)
     with pytest.raises(ConversationBusy):
-        other.create(next, "me", 60, terms)
-    assert [each.id for each in other.adopt("you", 60, 10)] == [run.id]
+        other.create(next, "me", 60, conditions)
+    assert [each.id for each in other.take_over("you", 60, 10)] == [run.id]
     with pytest.raises(ConversationBusy):
-        other.create(next, "me", 60, terms)
-    over(other, run, owner="you")
-    assert other.create(next, "me", 60, terms) is None
+        other.create(next, "me", 60, conditions)
+    over(other, run, lease_token="you")
+    assert other.create(next, "me", 60, conditions) is None
 
 
 # Appending
@@ -373,7 +375,7 @@ def test_events_follow_in_order(store: Store, other: Store) -> None:
     assert store.append([batch(run, 3, 1)]) == [True]
     assert found(other, run) == replace(run, seq=4)
     assert store.append([ending(run, 4, 2)]) == [True]
-    assert found(other, run) == replace(run, seq=6, status="done")
+    assert found(other, run) == replace(run, seq=6, status="done", ended=0)
     assert [event.seq for event in whole(other, run)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -408,11 +410,15 @@ def test_a_repeated_call_stores_nothing_twice(store: Store, other: Store) -> Non
 @pytest.mark.parametrize(
     "wrong",
     [
-        pytest.param(lambda run: batch(run, 3, owner="you"), id="another owner"),
-        pytest.param(lambda run: batch(run, 2, 3, owner="you"), id="another owner, wrong place"),
+        pytest.param(lambda run: batch(run, 3, lease_token="you"), id="another token"),
+        pytest.param(
+            lambda run: batch(run, 2, 3, lease_token="you"), id="another token, wrong place"
+        ),
         pytest.param(lambda run: batch(run, 4), id="a gap"),
         pytest.param(lambda run: batch(run, 2, 3), id="an overlap"),
-        pytest.param(lambda run: batch(run, 0, 3, owner="you"), id="another owner's repetition"),
+        pytest.param(
+            lambda run: batch(run, 0, 3, lease_token="you"), id="another token's repetition"
+        ),
         pytest.param(lambda run: batch(new_run(), 0), id="no such run"),
     ],
 )
@@ -431,14 +437,14 @@ def test_nothing_follows_an_end(store: Store) -> None:
     store.append([batch(run, 0), ending(run, 1)])
     assert store.append([batch(run, 2)]) == [False]
     assert store.append([ending(run, 2)]) == [False]
-    assert found(store, run) == replace(run, seq=2, status="done")
+    assert found(store, run) == replace(run, seq=2, status="done", ended=0)
 
 
 def test_a_refused_batch_keeps_no_other_from_being_stored(store: Store) -> None:
     runs = [started(store) for _ in range(5)]
     call = [batch(run, 0, 2) for run in runs]
     call[1] = batch(runs[1], 7)
-    call[3] = ending(runs[3], 0, owner="you")
+    call[3] = ending(runs[3], 0, lease_token="you")
     assert store.append(call) == [True, False, True, False, True]
     assert [found(store, run).seq for run in runs] == [2, 0, 2, 0, 2]
     assert all(found(store, run).live for run in runs)
@@ -491,7 +497,114 @@ def test_data_comes_back_to_the_letter(store: Store, other: Store, text: str) ->
     assert other.read(run.id, 1, 10)[0].value() == {"content": text}
 
 
-# Owners
+# Times and answers
+
+
+def test_the_times_of_events_are_kept(store: Store, other: Store) -> None:
+    run = started(store)
+    times = [0, 0, 7, 1234, 1233, 10**9]
+    log = [Event(seq, "chunk", '{"n":1}', at) for seq, at in enumerate(times, 1)]
+    assert store.append([Batch(run.id, "me", 0, log[:2], None)]) == [True]
+    assert store.append([Batch(run.id, "me", 2, log[2:], None)]) == [True]
+    assert whole(other, run) == log
+    assert other.read(run.id, 3, 1)[0].at == 1234
+
+
+def test_a_batch_with_other_times_is_another_batch(store: Store) -> None:
+    run = started(store)
+    said = Batch(run.id, "me", 0, [Event(1, "chunk", "{}", 5)], None)
+    assert store.append([said, said]) == [True, True]
+    assert store.append([said._replace(events=[Event(1, "chunk", "{}", 6)])]) == [False]
+
+
+def test_a_run_remembers_when_it_began_and_ended_and_what_it_answered(
+    store: Store, other: Store
+) -> None:
+    run = started(store)
+    said = [Event(seq, "chunk", "{}", 10 * seq) for seq in range(1, 5)]
+    assert store.append([Batch(run.id, "me", 0, said[:1])]) == [True]
+    assert found(other, run) == replace(run, seq=1)
+    assert store.append([Batch(run.id, "me", 1, said[1:2], started=15)]) == [True]
+    assert found(other, run) == replace(run, seq=2, started=15)
+    assert store.append([Batch(run.id, "me", 2, said[2:3], first_chunk=30)]) == [True]
+    assert found(other, run) == replace(run, seq=3, started=15, first_chunk=30)
+    end = Batch(run.id, "me", 3, said[3:], "done", answer='"a \\ud800 \\n\\t\\u0000"')
+    assert store.append([end, end]) == [True, True]
+    wanted = replace(run, seq=4, started=15, first_chunk=30, ended=40, status="done")
+    wanted = replace(wanted, answer=end.answer)
+    assert found(other, run) == wanted
+    assert other.runs(run.principal, run.conversation) == [wanted]
+    assert other.newest(run.principal, run.conversation) == wanted
+    assert other.branch(run.id, 9) == [wanted]
+    assert other.create(run, "you", 60) == wanted
+
+
+def test_all_of_it_may_come_with_one_batch(store: Store) -> None:
+    runs = [started(store) for _ in range(3)]
+    ends = [
+        ending(run, 0)._replace(started=n, first_chunk=n + 1, answer=f'"{n}"')
+        for n, run in enumerate(runs)
+    ]
+    ends[1] = ends[1]._replace(answer=None)
+    assert store.append(ends) == [True] * 3
+    known = [(run.started, run.first_chunk, run.answer) for run in map(store.get, ids(runs)) if run]
+    assert known == [(0, 1, '"0"'), (1, 2, None), (2, 3, '"2"')]
+
+
+def ids(runs: list[Run]) -> list[str]:
+    return [run.id for run in runs]
+
+
+def test_a_run_that_is_taken_over_keeps_what_is_known_of_it(store: Store, other: Store) -> None:
+    run = started(store, lease=0.001)
+    assert store.append([batch(run, 0)._replace(started=3, first_chunk=4)]) == [True]
+    overdue(run, store)
+    (taken,) = other.take_over("you", 60, 1)
+    assert taken == replace(run, seq=1, attempt=2, started=3, first_chunk=4)
+    assert other.append([ending(run, 1, lease_token="you")]) == [True]
+    ended = replace(taken, seq=2, status="done", ended=0)
+    assert found(store, run) == ended
+
+
+# Branches
+
+
+def test_a_branch_is_a_run_and_those_it_follows(store: Store, other: Store) -> None:
+    line: list[Run] = []
+    for _ in range(8):
+        line.insert(0, started(store, parent=line[0].id if line else None))
+    started(store, parent=line[2].id)  # which is on another branch
+    assert other.branch(line[0].id, 100) == line
+    assert other.branch(line[0].id, 3) == line[:3]
+    assert other.branch(line[5].id, 3) == line[5:]
+    assert other.branch(new_id(), 3) == []
+
+
+def test_a_branch_ends_where_a_run_is_gone(store: Store) -> None:
+    now = time.time()
+    oldest, old = (started(store, created=now - age) for age in (200, 100))
+    young = started(store, parent=old.id)
+    over(store, oldest)
+    over(store, old)
+    assert len(store.purge(50, 10)) == 2
+    assert store.branch(young.id, 10) == [young]
+
+
+def test_the_newest_run_of_a_conversation_is_the_last_of_its_runs(
+    store: Store, other: Store
+) -> None:
+    known: dict[str, Any] = {"principal": "ann", "conversation": new_id()}
+    assert store.newest("ann", known["conversation"]) is None
+    for created in (1000.5, 2000.25, 1500.0, 2000.25, 3.0):
+        started(store, created=created, **known)
+        assert (
+            other.newest("ann", known["conversation"])
+            == store.runs("ann", known["conversation"])[-1]
+        )
+    assert store.newest("bob", known["conversation"]) is None
+
+
+# Leases
 
 
 def test_a_lease_is_renewed_by_its_owner_alone(store: Store, other: Store) -> None:
@@ -507,7 +620,7 @@ def test_a_renewed_lease_keeps_the_run(store: Store, other: Store) -> None:
     run = started(store, lease=0.001)
     assert store.renew({run.id: "me"}, 60) == {run.id: LeaseState.YES}
     overdue(run, store)
-    assert other.adopt("you", 60, 10) == []
+    assert other.take_over("you", 60, 10) == []
 
 
 def test_a_cancelled_run_says_so_when_it_is_renewed(store: Store, other: Store) -> None:
@@ -524,7 +637,7 @@ def test_to_cancel_what_is_over_or_unknown_does_nothing(store: Store) -> None:
     store.append([ending(run, 0)])
     store.cancel(run.id)
     store.cancel(new_id())
-    assert found(store, run) == replace(run, seq=1, status="done")
+    assert found(store, run) == replace(run, seq=1, status="done", ended=0)
 
 
 def test_only_runs_whose_lease_ran_out_are_adopted(store: Store, other: Store) -> None:
@@ -532,15 +645,15 @@ def test_only_runs_whose_lease_ran_out_are_adopted(store: Store, other: Store) -
     started(store, lease=60)
     store.append([batch(lost, 0, 2), ending(ended, 0)])
     overdue(lost, store)
-    assert other.adopt("you", 60, 10) == [replace(lost, seq=2, attempt=2)]
+    assert other.take_over("you", 60, 10) == [replace(lost, seq=2, attempt=2)]
     assert found(store, lost).attempt == 2
-    assert store.adopt("me", 60, 10) == []
+    assert store.take_over("me", 60, 10) == []
 
 
 def test_no_more_runs_are_adopted_than_asked_for(store: Store) -> None:
     runs = [started(store, lease=0.001) for _ in range(5)]
     overdue(runs[-1], store)
-    first, second = store.adopt("you", 60, 3), store.adopt("you", 60, 3)
+    first, second = store.take_over("you", 60, 3), store.take_over("you", 60, 3)
     assert (len(first), len(second)) == (3, 2)
     assert {run.id for run in first + second} == {run.id for run in runs}
 
@@ -550,16 +663,16 @@ def test_each_lost_run_is_adopted_by_one_of_many(store: Store, other: Store) -> 
     overdue(runs[-1], store)
     barrier = threading.Barrier(8)
 
-    def adopt(number: int) -> list[str]:
+    def take_over(number: int) -> list[str]:
         barrier.wait()
         adopted: list[str] = []
         for _ in range(10):
-            more = (store, other)[number % 2].adopt(f"owner-{number}", 60, 7)
+            more = (store, other)[number % 2].take_over(f"lease_token-{number}", 60, 7)
             adopted += [run.id for run in more]
         return adopted
 
     with ThreadPoolExecutor(8) as pool:
-        adopted = [run for runs in pool.map(adopt, range(8)) for run in runs]
+        adopted = [run for runs in pool.map(take_over, range(8)) for run in runs]
     assert sorted(adopted) == sorted(run.id for run in runs)
     assert {found(store, run).attempt for run in runs} == {2}
 
@@ -568,11 +681,11 @@ def test_an_adopted_run_refuses_its_old_owner(store: Store, other: Store) -> Non
     run = started(store, lease=0.001)
     store.append([batch(run, 0, 2)])
     overdue(run, store)
-    assert len(other.adopt("you", 60, 1)) == 1
+    assert len(other.take_over("you", 60, 1)) == 1
     assert store.renew({run.id: "me"}, 60) == {run.id: LeaseState.LOST}
     assert store.append([batch(run, 2)]) == [False]
     assert store.append([batch(run, 0, 2)]) == [False]  # not even what it has stored already
-    assert other.append([ending(run, 2, owner="you")]) == [True]
+    assert other.append([ending(run, 2, lease_token="you")]) == [True]
     assert len(whole(store, run)) == 3
 
 
@@ -591,15 +704,15 @@ def test_old_runs_go_whole_and_only_when_they_are_over(store: Store, other: Stor
     assert store.append([batch(old, 5)]) == [False]
     assert found(store, young).seq == found(store, live).seq == 1
     # Expired is something else than unknown, and than there.
-    assert store.expired(old.id) == ""
-    assert {store.expired(run) for run in (young.id, live.id, new_id())} == {None}
+    assert store.expired_principal(old.id) == ""
+    assert {store.expired_principal(run) for run in (young.id, live.id, new_id())} == {None}
 
 
 def test_no_more_runs_are_removed_than_asked_for(store: Store) -> None:
     runs = [started(store, created=time.time() - 100) for _ in range(5)]
     store.append([ending(run, 0) for run in runs])
     assert [len(store.purge(50, 2)) for _ in range(4)] == [2, 2, 1, 0]
-    assert {store.expired(run.id) for run in runs} == {""}
+    assert {store.expired_principal(run.id) for run in runs} == {""}
 
 
 # Conversations
@@ -607,7 +720,7 @@ def test_no_more_runs_are_removed_than_asked_for(store: Store) -> None:
 
 def test_a_conversation_begins_with_its_first_run(store: Store, other: Store) -> None:
     run = started(
-        store, terms=CreateConditions(title="Ä 😀\0 title"), principal="ann", created=1000.25
+        store, conditions=Conditions(title="Ä 😀\0 title"), principal="ann", created=1000.25
     )
     wanted = Conversation(run.conversation, "ann", "Ä 😀\0 title", 1000.25, 1000.25)
     for each in (store, other):
@@ -621,29 +734,29 @@ def test_where_there_is_no_conversation_there_is_nothing(store: Store) -> None:
     unknown = new_id()
     assert store.conversation("ann", unknown) is None
     assert store.runs("ann", unknown) == []
-    assert store.rename("ann", unknown, "Title") is False
-    assert store.forget("ann", unknown) is False
+    assert store.rename_conversation("ann", unknown, "Title") is False
+    assert store.delete_conversation("ann", unknown) is False
     assert store.conversations("bob", 10) == []
     assert store.conversation("ann", unknown) is None
 
 
 def test_each_run_moves_its_conversation_and_leaves_its_title(store: Store, other: Store) -> None:
-    first = started(store, terms=CreateConditions(title="first"), principal="ann", created=1000.1)
+    first = started(store, conditions=Conditions(title="first"), principal="ann", created=1000.1)
     elsewhere = started(
-        store, terms=CreateConditions(title="elsewhere"), principal="ann", created=1001
+        store, conditions=Conditions(title="elsewhere"), principal="ann", created=1001
     )
     assert [each.title for each in store.conversations("ann", 10)] == ["elsewhere", "first"]
     known: dict[str, Any] = {"principal": "ann", "conversation": first.conversation}
-    second = started(other, terms=CreateConditions(title="second"), created=1002.123456, **known)
+    second = started(other, conditions=Conditions(title="second"), created=1002.123456, **known)
     wanted = Conversation(first.conversation, "ann", "first", 1000.1, 1002.123456)
     assert store.conversation("ann", first.conversation) == wanted
     assert [each.title for each in store.conversations("ann", 10)] == ["first", "elsewhere"]
     # A clock that is behind moves nothing back; nor does an end, or a call that is repeated.
-    third = started(other, terms=CreateConditions(title="third"), created=1001.5, **known)
+    third = started(other, conditions=Conditions(title="third"), created=1001.5, **known)
     over(store, first)
-    assert store.create(second, "me", 60, CreateConditions(title="again")) is None
+    assert store.create(second, "me", 60, Conditions(title="again")) is None
     assert store.conversation("ann", first.conversation) == wanted
-    ended = replace(first, seq=1, status="done")
+    ended = replace(first, seq=1, status="done", ended=0)
     assert other.runs("ann", first.conversation) == [ended, third, second]
     assert store.runs("ann", elsewhere.conversation) == [elsewhere]
 
@@ -656,17 +769,17 @@ def test_runs_of_the_same_moment_come_by_id(store: Store) -> None:
 
 def test_one_id_of_two_principals_is_two_conversations(store: Store) -> None:
     ids: dict[str, Any] = {"conversation": new_id(), "created": 1000.0}
-    anns = started(store, terms=CreateConditions(title="ann's"), principal="ann", **ids)
-    bobs = started(store, terms=CreateConditions(title="bob's"), principal="bob", **ids)
-    nobodys = started(store, terms=CreateConditions(title="nobody's"), principal="", **ids)
+    anns = started(store, conditions=Conditions(title="ann's"), principal="ann", **ids)
+    bobs = started(store, conditions=Conditions(title="bob's"), principal="bob", **ids)
+    nobodys = started(store, conditions=Conditions(title="nobody's"), principal="", **ids)
     id = anns.conversation
     wanted = {"ann": "ann's", "bob": "bob's", "": "nobody's"}
     for principal, title in wanted.items():
         assert store.conversations(principal, 10) == [
             Conversation(id, principal, title, 1000, 1000)
         ]
-    assert store.rename("bob", id, "Bob's own")
-    assert store.forget("ann", id)
+    assert store.rename_conversation("bob", id, "Bob's own")
+    assert store.delete_conversation("ann", id)
     assert store.get(anns.id) is None
     assert store.conversation("ann", id) is None
     assert store.runs("bob", id) == [bobs]
@@ -677,25 +790,27 @@ def test_one_id_of_two_principals_is_two_conversations(store: Store) -> None:
 @pytest.mark.parametrize("principal", ["user:a:b", "a b\n\t", "Ä😀", "*[a]?", "%s'\"--", "x\0y"])
 def test_a_principal_is_any_text(store: Store, principal: str) -> None:
     started(store, principal="user:a")
-    run = started(store, terms=CreateConditions(most=1, alone=True), principal=principal)
+    run = started(
+        store, conditions=Conditions(max_live_runs=1, only_live_run=True), principal=principal
+    )
     with pytest.raises(TooManyLiveRuns):
-        store.create(new_run(principal=principal), "me", 60, CreateConditions(most=1))
+        store.create(new_run(principal=principal), "me", 60, Conditions(max_live_runs=1))
     assert store.runs(principal, run.conversation) == [run]
     assert [each.principal for each in store.conversations(principal, 10)] == [principal]
     over(store, run)
-    assert store.forget(principal, run.conversation)
+    assert store.delete_conversation(principal, run.conversation)
     assert store.conversations(principal, 10) == []
     assert len(store.conversations("user:a", 10)) == 1
 
 
 def test_a_new_title_stays(store: Store, other: Store) -> None:
-    run = started(store, terms=CreateConditions(title="old"), principal="ann", created=1000)
-    assert other.rename("ann", run.conversation, "new „Titel“")
+    run = started(store, conditions=Conditions(title="old"), principal="ann", created=1000)
+    assert other.rename_conversation("ann", run.conversation, "new „Titel“")
     known: dict[str, Any] = {"principal": "ann", "conversation": run.conversation}
-    started(store, terms=CreateConditions(title="later"), created=2000, **known)
+    started(store, conditions=Conditions(title="later"), created=2000, **known)
     wanted = Conversation(run.conversation, "ann", "new „Titel“", 1000, 2000)
     assert store.conversation("ann", run.conversation) == wanted
-    assert other.rename("ann", run.conversation, "")
+    assert other.rename_conversation("ann", run.conversation, "")
     assert store.conversations("ann", 10) == [replace(wanted, title="")]
 
 
@@ -733,7 +848,7 @@ def test_a_page_follows_a_place_that_is_no_longer_there(store: Store) -> None:
     first = store.conversations("ann", 3)
     rest = sorted((run.conversation for run in runs), reverse=True)[3:]
     place = (first[-1].updated, first[-1].id)
-    assert store.forget("ann", first[-1].id)
+    assert store.delete_conversation("ann", first[-1].id)
     assert [each.id for each in store.conversations("ann", 10, place)] == rest
     # One that is updated goes to the front, and so is not seen again.
     started(store, principal="ann", conversation=rest[0], created=2000)
@@ -749,16 +864,16 @@ def test_what_is_forgotten_is_gone_without_a_trace(store: Store, other: Store) -
     over(store, ended)
     store.append([batch(live, 0, 3), batch(kept, 0)])
     store.cancel(live.id)
-    assert other.forget("ann", conversation) is True
-    assert other.forget("ann", conversation) is False
+    assert other.delete_conversation("ann", conversation) is True
+    assert other.delete_conversation("ann", conversation) is False
     assert other.conversation("ann", conversation) is None
     assert other.runs("ann", conversation) == []
     assert [each.id for each in other.conversations("ann", 10)] == [kept.conversation]
     for run in (ended, live):
         assert store.get(run.id) is None
         assert store.read(run.id, 0, 10) == []
-        assert store.expired(run.id) is None
-    # The owner of the live run finds that it has lost it.
+        assert store.expired_principal(run.id) is None
+    # The lease_token of the live run finds that it has lost it.
     assert store.append([batch(live, 3), batch(kept, 1)]) == [False, True]
     assert store.append([batch(live, 0, 3)]) == [False]
     assert store.append([ending(live, 3)]) == [False]
@@ -771,16 +886,16 @@ def test_what_is_forgotten_is_gone_without_a_trace(store: Store, other: Store) -
 
 
 def test_what_is_forgotten_is_not_live_and_not_adopted(store: Store, other: Store) -> None:
-    terms = CreateConditions(most=1, alone=True)
-    run = started(store, lease=0.001, terms=terms, principal="ann")
+    conditions = Conditions(max_live_runs=1, only_live_run=True)
+    run = started(store, lease=0.001, conditions=conditions, principal="ann")
     overdue(run, store)
-    assert other.forget("ann", run.conversation)
-    assert other.adopt("you", 60, 10) == []
+    assert other.delete_conversation("ann", run.conversation)
+    assert other.take_over("you", 60, 10) == []
     # Even the same ids may be used again, and nothing of the old log is there.
-    assert other.create(run, "you", 60, terms) is None
+    assert other.create(run, "you", 60, conditions) is None
     assert other.get(run.id) == run
     assert other.read(run.id, 0, 10) == []
-    assert other.append([batch(run, 0, 2, owner="you")]) == [True]
+    assert other.append([batch(run, 0, 2, lease_token="you")]) == [True]
     assert store.append([batch(run, 2)]) == [False]
 
 
@@ -790,29 +905,32 @@ def test_whoever_watches_a_run_hears_that_it_is_forgotten(store: Store, other: S
         store.watch(run.id)
         assert told(store, News(run.id, cancel=False))
     quiet(store)
-    assert other.forget("ann", theirs.conversation)
+    assert other.delete_conversation("ann", theirs.conversation)
     assert told(store, News(theirs.id, cancel=False))
     quiet(store)
-    assert store.forget("ann", mine.conversation)
+    assert store.delete_conversation("ann", mine.conversation)
     assert told(store, News(mine.id, cancel=False))
     assert quiet(store) == []  # once is enough
     # And of one that comes again.
     assert other.create(theirs, "you", 60) is None
-    assert other.append([batch(theirs, 0, owner="you")]) == [True]
+    assert other.append([batch(theirs, 0, lease_token="you")]) == [True]
     assert told(store, News(theirs.id, cancel=False))
 
 
 def test_a_conversation_goes_with_its_last_run(store: Store, other: Store) -> None:
     now = time.time()
     known: dict[str, Any] = {"principal": "ann", "conversation": new_id()}
-    oldest = started(store, terms=CreateConditions(title="title"), created=now - 200, **known)
+    oldest = started(store, conditions=Conditions(title="title"), created=now - 200, **known)
     old = started(store, created=now - 100, **known)
     live = started(store, created=now - 150, **known)
     another = started(store, created=now - 100, principal="bob")
     store.append([ending(run, 0) for run in (oldest, old, another)])
     wanted = Conversation(oldest.conversation, "ann", "title", now - 200, now - 100)
     assert len(other.purge(120, 10)) == 1
-    assert store.runs("ann", oldest.conversation) == [live, replace(old, seq=1, status="done")]
+    assert store.runs("ann", oldest.conversation) == [
+        live,
+        replace(old, seq=1, status="done", ended=0),
+    ]
     assert store.conversations("ann", 10) == [wanted]
     assert len(other.purge(50, 10)) == 2
     assert store.conversation("ann", oldest.conversation) == wanted
@@ -822,10 +940,10 @@ def test_a_conversation_goes_with_its_last_run(store: Store, other: Store) -> No
     assert store.conversation("ann", oldest.conversation) is None
     assert store.conversations("ann", 10) == []
     assert store.runs("ann", oldest.conversation) == []
-    assert {store.expired(run.id) for run in (oldest, old, live)} == {"ann"}
-    assert store.expired(another.id) == "bob"
+    assert {store.expired_principal(run.id) for run in (oldest, old, live)} == {"ann"}
+    assert store.expired_principal(another.id) == "bob"
     # The next run of that id begins a new one.
-    started(store, terms=CreateConditions(title="anew"), created=now, **known)
+    started(store, conditions=Conditions(title="anew"), created=now, **known)
     again = store.conversation("ann", oldest.conversation)
     assert again == Conversation(oldest.conversation, "ann", "anew", now, now)
 
@@ -847,7 +965,7 @@ def test_of_many_one_is_alone(store: Store, other: Store) -> None:
     key, inside, most = new_id(), [], []
 
     def enter(which: int) -> None:
-        with (store, other)[which % 2].alone(key, 20):
+        with (store, other)[which % 2].lock(key, 20):
             inside.append(which)
             most.append(len(inside))
             time.sleep(0.01)
@@ -855,7 +973,7 @@ def test_of_many_one_is_alone(store: Store, other: Store) -> None:
 
     together(8, enter)
     assert most == [1] * 8
-    with store.alone(key, 5), pytest.raises(TimeoutError), other.alone(key, 0.1):
+    with store.lock(key, 5), pytest.raises(TimeoutError), other.lock(key, 0.1):
         pass
 
 
@@ -895,10 +1013,10 @@ def test_a_key_is_claimed_once(store: Store, other: Store) -> None:
     assert store.claim(key, "mine", 60) == "mine"
     assert other.claim(key, "theirs", 60) == "mine"
     assert store.claim(key, "mine", 60) == "mine"
-    other.disclaim(key, "theirs")
+    other.release_claim(key, "theirs")
     assert other.claim(key, "theirs", 60) == "mine"
-    store.disclaim(key, "mine")
-    store.disclaim(new_id(), "mine")
+    store.release_claim(key, "mine")
+    store.release_claim(new_id(), "mine")
     assert other.claim(key, "theirs", 60) == "theirs"
     assert store.claim(key, "mine", 60) == "theirs"
     assert store.claim(new_id(), "Ä😀 ''", 60) == "Ä😀 ''"
@@ -919,14 +1037,14 @@ def test_a_claim_runs_out(store: Store, other: Store) -> None:
     settled(lambda: other.claim(key, "theirs", 60), "theirs")
     assert time.monotonic() - begun > 0.9
     assert store.claim(key, "mine", 60) == "theirs"
-    store.disclaim(key, "mine")
+    store.release_claim(key, "mine")
     assert store.claim(key, "mine", 60) == "theirs"
 
 
 def test_a_key_that_was_disclaimed_has_all_its_time_again(store: Store) -> None:
     key, short = new_id(), new_id()
     assert store.claim(key, "first", 0.05) == "first"
-    store.disclaim(key, "first")
+    store.release_claim(key, "first")
     assert store.claim(key, "second", 60) == "second"
     assert store.claim(short, "short", 0.1) == "short"
     settled(lambda: store.claim(short, "next", 60), "next")
@@ -1015,7 +1133,7 @@ def test_the_owner_hears_of_a_cancel(store: Store, other: Store) -> None:
 def test_whoever_adopted_a_run_hears_of_a_cancel(store: Store, other: Store) -> None:
     run = started(other, lease=0.001)
     overdue(run, other)
-    assert len(store.adopt("me", 60, 1)) == 1
+    assert len(store.take_over("me", 60, 1)) == 1
     other.cancel(run.id)
     assert told(store, News(run.id, cancel=True))
 
@@ -1129,9 +1247,9 @@ def test_conversations_are_what_the_reference_says(
     ids = [new_id() for _ in range(3)]
     live: list[Run] = []
 
-    def attempt(one: Store, run: Run, terms: CreateConditions) -> object:
+    def attempt(one: Store, run: Run, conditions: Conditions) -> object:
         try:
-            return one.create(run, "me", 60, terms)
+            return one.create(run, "me", 60, conditions)
         except CreateRefused as denied:
             return type(denied)
 
@@ -1139,18 +1257,22 @@ def test_conversations_are_what_the_reference_says(
         turn, principal, id = (store, other)[number % 2], f"{who}{mark}", ids[which]
         if step == "start":
             run = new_run(principal=principal, conversation=id, created=now - 100 * when)
-            terms = CreateConditions(most, alone, f"title {number}")
-            answer = attempt(reference, run, terms)
-            assert attempt(turn, run, terms) == answer
+            conditions = Conditions(most, alone, f"title {number}")
+            answer = attempt(reference, run, conditions)
+            assert attempt(turn, run, conditions) == answer
             live += [run] if answer is None else []
         elif step == "end" and live:
             ends = [ending(live.pop(when % len(live)), 0)]
             assert turn.append(ends) == reference.append(ends)
         elif step == "rename":
             title = f"title {number}"
-            assert turn.rename(principal, id, title) == reference.rename(principal, id, title)
+            assert turn.rename_conversation(principal, id, title) == reference.rename_conversation(
+                principal, id, title
+            )
         elif step == "forget":
-            assert turn.forget(principal, id) == reference.forget(principal, id)
+            assert turn.delete_conversation(principal, id) == reference.delete_conversation(
+                principal, id
+            )
         elif step == "purge":
             turn.purge(50 + 100 * when, 1000)
             reference.purge(50 + 100 * when, 1000)
@@ -1164,7 +1286,6 @@ def test_conversations_are_what_the_reference_says(
         counted = len([run for id in ids for run in store.runs(principal, id) if run.live])
         assert (
             not counted
-            or attempt(store, new_run(principal=principal), CreateConditions(counted))
-            is TooManyLiveRuns
+            or attempt(store, new_run(principal=principal), Conditions(counted)) is TooManyLiveRuns
         )
-        assert attempt(store, new_run(principal=principal), CreateConditions(counted + 1)) is None
+        assert attempt(store, new_run(principal=principal), Conditions(counted + 1)) is None

@@ -19,7 +19,7 @@ class Native:
             [
                 f"id: {run}:{seq}\ndata: {data}\n\n"
                 if type == "chunk"
-                else frame(data, type=type, id=event_id(run, Event(seq, type, data)))
-                for seq, type, data in events
+                else frame(data, type=type, id=event_id(run, Event(seq, type, data, at)))
+                for seq, type, data, at in events
             ]
         ).encode("ascii")

@@ -25,7 +25,7 @@ from ..sources.base import NO_ANSWER, resume_value
 from ..stores.base import ConversationBusy, CreateConditions, Run, Store, TooManyLiveRuns
 from .answer_cache import AnswerCache
 from .chain import Chain
-from .history import asks, check_history, title
+from .history import check_history, interrupt_ids, title
 from .live_runs import LiveRuns
 from .maintenance import RunTimes
 from .ownership import is_anonymous, may_access, require_access
@@ -82,7 +82,7 @@ class Admission:
         chains: Mapping[str, Chain],
         times: RunTimes,
         live: LiveRuns,
-        cancel: Callable[[str, float], Run],
+        cancel: Callable[[Run, float], None],
     ) -> None:
         self._store = store
         self._chains = chains
@@ -139,7 +139,7 @@ class Admission:
                     return self._admitted(chain, asked, multitask)
             except BaseException as error:
                 if asked.run:
-                    self._store.disclaim(f"start:{asked.run}", claim)
+                    self._store.release_claim(f"start:{asked.run}", claim)
                 if isinstance(error, TooManyLiveRuns):
                     told = "You have too many answers under way."
                     raise TooManyRequests(told, retry_after=5) from None
@@ -167,7 +167,7 @@ class Admission:
             yield
             return
         try:
-            with self._store.alone(f"turn:{asked.who}:{asked.conversation}", _TWICE):
+            with self._store.lock(f"turn:{asked.who}:{asked.conversation}", _TWICE):
                 yield
         except TimeoutError:
             told = "Others are asking here."
@@ -199,7 +199,7 @@ class Admission:
             raise Conflict("This run has not asked for an answer.", field="resume")
         if not chain.source.durable:
             raise Conflict("This chain keeps no state to go on from.", field="resume")
-        ids = asks(self._store, parent)
+        ids = interrupt_ids(self._store, parent)
         if len(ids) > 1 and not (isinstance(answer, dict) and answer and answer.keys() <= ids):
             told = "Several things were asked: resume is an object, interrupt id to answer."
             raise BadRequest(told, field="resume")
@@ -208,26 +208,26 @@ class Admission:
         self, chain: Chain, run: Run, asked: StartRequest, multitask: str
     ) -> tuple[Run, bool]:
         self._live.begin()
-        owner = new_id()
-        terms = CreateConditions(most=asked.most, alone=True, title=title(asked.value))
+        lease_token = new_id()
+        conditions = CreateConditions(asked.most, only_live_run=True, title=title(asked.value))
         while True:
             try:
-                there = self._store.create(run, owner, self._times.hold, terms)
+                there = self._store.create(run, lease_token, self._times.hold, conditions)
                 break
             except ConversationBusy:
                 if multitask == "queue":
                     # After those that it waits for, though they were quicker only just now.
-                    ahead = self._store.runs(run.principal, run.conversation)
-                    created = max(run.created, _after(ahead[-1] if ahead else None))
+                    ahead = self._store.newest(run.principal, run.conversation)
+                    created = max(run.created, _after(ahead))
                     run = dataclasses.replace(run, created=created)
-                    terms = terms._replace(alone=False)
+                    conditions = conditions._replace(only_live_run=False)
                 else:
                     run = self._make_room(run, multitask)
         if there is not None:
             return _same(there, run.chain, run.input, run.principal), False
         logger.info("run %s: started, chain %s", run.id, run.chain)
         key, source = self._cache.source(chain, run)
-        self._live.start(chain, run, owner, source, key, queued=not terms.alone)
+        self._live.start(chain, run, lease_token, source, key, queued=not conditions.only_live_run)
         return run, True
 
     def _make_room(self, run: Run, multitask: str) -> Run:
@@ -244,7 +244,7 @@ class Admission:
             if not busy.live:
                 continue
             logger.info("run %s: %ss run %s", run.id, multitask, busy.id)
-            self._cancel(busy.id, STOP_WAIT)
+            self._cancel(busy, STOP_WAIT)
             if multitask == "replace" and run.parent == busy.id:
                 run = dataclasses.replace(run, parent=busy.parent)
         return run
@@ -262,8 +262,8 @@ class Admission:
         if parent == NEWEST:
             # Nobody's conversations are nobody's: there, a run is followed by its own id only.
             known = conversation is not None and not is_anonymous(who)
-            earlier = self._store.runs(who, conversation) if known and conversation else []
-            return conversation, earlier[-1] if earlier else None
+            newest = self._store.newest(who, conversation) if known and conversation else None
+            return conversation, newest
         _check_id("parent", parent)
         if parent is None:
             return conversation, None

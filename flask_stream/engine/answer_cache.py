@@ -56,10 +56,14 @@ class AnswerCache:
             return None, chain.source
 
     def _found(self, chain: Chain, run: Run) -> tuple[str | None, Source]:
-        if not chain.cache or not self._keeps(chain, run):
+        if not chain.cache or (is_anonymous(run.principal) and not chain.shared):
+            return None, chain.source  # nobody knows whether the same person asks again
+        branch = self._store.branch(run.parent, chain.source.turns) if run.parent else []
+        if branch and branch[0].status in (RUNNING, "interrupted"):
+            # What it follows is not known before that has ended; a reply to it is for it alone.
             return None, chain.source
         who = "" if chain.shared else run.principal
-        earlier = turns(self._store, run.parent, chain.source.turns)
+        earlier = turns(self._store, branch, chain.source.turns)
         key = cache_key(chain.name, chain.version, who, run.input, earlier)
         while True:
             holder = self._store.claim(key, run.id, chain.cache)
@@ -72,15 +76,7 @@ class AnswerCache:
                 return None, ReplaySource(
                     self._read, there, chain.source, lambda: self.source(chain, run)[1]
                 )
-            self._store.disclaim(key, holder)
-
-    def _keeps(self, chain: Chain, run: Run) -> bool:
-        """Whether this run's answer is one that may be read again."""
-        if not chain.shared and is_anonymous(run.principal):
-            return False  # nobody knows whether it is the same one who asks again
-        parent = self._store.get(run.parent) if run.parent else None
-        # What it follows is not known before that has ended; an answer to that is for it alone.
-        return parent is None or parent.status not in (RUNNING, "interrupted")
+            self._store.release_claim(key, holder)
 
 
 class ReplaySource(Source):

@@ -27,7 +27,7 @@ class Conversations:
     """
 
     def __init__(
-        self, store: Store, cancel: Callable[[str, float], Run], forget: Callable[[Run], None]
+        self, store: Store, cancel: Callable[[Run, float], None], forget: Callable[[Run], None]
     ) -> None:
         self._store = store
         self._cancel = cancel
@@ -65,7 +65,7 @@ class Conversations:
             raise BadRequest(f"A title has 1 to {LONGEST} characters.", field="title")
         with _reading():
             self._found(who, id)
-            self._store.rename(who, id, words)
+            self._store.rename_conversation(who, id, words)
             return self._found(who, id)
 
     def remove(self, who: str, id: str) -> None:
@@ -76,8 +76,8 @@ class Conversations:
             runs = self._store.runs(who, id)
             for run in reversed(runs):
                 if run.live:
-                    self._cancel(run.id, STOP_WAIT)
-            self._store.forget(who, id)
+                    self._cancel(run, STOP_WAIT)
+            self._store.delete_conversation(who, id)
         for run in {run.chain: run for run in runs}.values():
             self._forget(run)
         logger.info("conversation %s: removed", id)

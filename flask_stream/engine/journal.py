@@ -61,8 +61,10 @@ class Journal:
 
     # Writing
 
-    def open(self, run: Run, owner: str, on_trouble: Callable[[WriteFailure], None]) -> LogWriter:
-        """The writing end of a run that `owner` has created or adopted."""
+    def open(
+        self, run: Run, lease_token: str, on_failure: Callable[[WriteFailure], None]
+    ) -> LogWriter:
+        """Return the writing end of a run that `lease_token` holds."""
         self._start()
         with self._lock:
             tail = self._tails.get(run.id)
@@ -72,7 +74,7 @@ class Journal:
             tail.owned = True
             if followed:
                 self.store.unwatch(run.id)  # taken over: what is new is said here from now on
-        return LogWriter(run, owner, tail, self.commit, on_trouble)
+        return LogWriter(run, lease_token, tail, self.commit, on_failure)
 
     def release(self, log: LogWriter) -> None:
         """The run is over for this process: forget its tail.
@@ -82,7 +84,7 @@ class Journal:
         """
         with self._lock:
             log.tail.owned = False
-            followed = log.trouble is WriteFailure.LOST and log.tail.readers > 0
+            followed = log.failure is WriteFailure.LOST and log.tail.readers > 0
             if not followed and self._tails.get(log.run) is log.tail:
                 del self._tails[log.run]
             if followed:
@@ -96,7 +98,7 @@ class Journal:
 
     def unwritten(self) -> list[LogWriter]:
         """Those whose words could not be stored, as long as there is hope that they can be."""
-        return [log for log in list(self._unwritten) if log.tries < TRIES]
+        return [log for log in list(self._unwritten) if log.failed_commits < TRIES]
 
     def retry(self) -> None:
         """Try again to store what could not be stored, now and then, until it is settled."""
@@ -129,7 +131,7 @@ class Journal:
                 if time.monotonic() > deadline or self._closed:
                     logger.error("store: %s: giving up on %d runs", error, len(pairs))
                     for writer, _ in pairs:
-                        writer.tries += 1
+                        writer.failed_commits += 1
                         self._unwritten[writer] = None
                         _tell(writer, writer.fail)
                     return
@@ -142,7 +144,7 @@ class Journal:
                 _tell(writer, partial(writer.stored, batch))
             else:
                 logger.warning("run %s: no longer ours to write", writer.run)
-                _tell(writer, writer.lose)
+                _tell(writer, writer.lose_lease)
 
     # Reading
 

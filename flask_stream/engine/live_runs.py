@@ -80,23 +80,24 @@ class LiveRuns:
         """
         runner: Runner
 
-        def trouble(what: WriteFailure) -> None:
-            runner.trouble(what)
+        def fail(failure: WriteFailure) -> None:
+            runner.on_write_failure(failure)
 
         def ended(runner: Runner) -> None:
             self._ended(run, runner, key)
 
-        log = self.journal.open(run, lease_token, trouble)
+        log = self.journal.open(run, lease_token, fail)
         limits = self._times.limits
         earlier = self._runners.get(run.id)
         if earlier is not None:  # it was taken over from this very process
-            earlier.log.lose()
+            earlier.log.lose_lease()
         runner = Runner(log, source, lambda: self._inputs.make(chain, run, queued), limits, ended)
         self._runners[run.id] = runner
         if run.seq == 0:
-            log.append(start_event(run))
+            log.append(start_event(run), time.monotonic())
         elif not source.durable:
-            log.append(("reset", encode({"attempt": run.attempt, "reason": ErrorCode.WORKER_LOST})))
+            data = encode({"attempt": run.attempt, "reason": ErrorCode.WORKER_LOST})
+            log.append(("reset", data), time.monotonic())
         runner.start()
 
     def _ended(self, run: Run, runner: Runner, key: str | None) -> None:
@@ -108,7 +109,7 @@ class LiveRuns:
             tokens = runner.log.committed + len(run.input) // 4
         try:
             if key is not None and runner.status != "done":
-                self._store.disclaim(key, run.id)
+                self._store.release_claim(key, run.id)
             self._spent(run.principal, tokens)
         except StoreError as error:
             logger.error("store: %s: %d tokens are not counted", error, tokens)

@@ -10,8 +10,9 @@ from typing import Any
 from ..events import Event, encode
 from ..stores.base import Store
 
-#: Events that a tail keeps in memory: enough for a viewer who blinks. The rest is in the store.
-KEPT = 2048
+#: Events that a tail keeps in memory at least, if there are as many, and half of what it keeps at
+#: most: enough for a viewer with a short interruption. The rest is in the store.
+KEPT = 1024
 #: Events read from the store at a time, and written to one viewer at a time.
 PAGE = 1024
 
@@ -67,12 +68,16 @@ class LogTail:
                 return
             # A run that was taken over from a dead worker may be further than is known here: the
             # tail begins anew, and the store has what is between.
-            kept = [*self.events, *new] if new[0].seq == self.last + 1 else list(new)
-            kept = kept[-KEPT:]
-            # The start goes first: a reader on another thread that is now behind it turns to the
-            # store. And the list is replaced, never changed: that reader may be slicing it.
-            self.start = kept[0].seq - 1
-            self.events = kept
+            follows = bool(self.events) and new[0].seq == self.last + 1
+            if follows and len(self.events) + len(new) <= 2 * KEPT:
+                # In place: copying all of them for each token would cost more than all the rest.
+                self.events.extend(new)
+            else:
+                kept = [*self.events, *new][-KEPT:] if follows else list(new[-KEPT:])
+                # The start goes first: a reader on another thread that is now behind it turns to
+                # the store. That reader may be slicing the list, whose first events must stay.
+                self.start = kept[0].seq - 1
+                self.events = kept
             self.last = new[-1].seq
         self.wake()
 
@@ -87,10 +92,11 @@ class LogTail:
         if not events or events[-1].seq <= after:
             return None
         if shared is None or shared.after != after or shared.last != events[-1].seq:
-            behind = events[-1].seq - after
-            if behind > len(events):
+            # Counted from the first: others may be added at the end meanwhile.
+            index = after + 1 - events[0].seq
+            if index < 0:
                 return None  # it began anew just now: the reader has been woken, and looks again
-            shared = self._shared = ReadBatch(after, events[-behind:])
+            shared = self._shared = ReadBatch(after, events[index:])
         return shared
 
     def wake(self) -> None:

@@ -116,19 +116,19 @@ class Maintenance:
     def _adopt(self) -> None:
         if self._leaving():
             return
-        owner = new_id()
-        lost = self._store.adopt(owner, self._times.hold, SWEEP)
+        lease_token = new_id()
+        lost = self._store.take_over(lease_token, self._times.hold, SWEEP)
         for run in lost:
             logger.warning("run %s: its worker is gone", run.id)
         if lost:
-            self._bury(lost, owner)
+            self._bury(lost, lease_token)
 
     def _renew(self) -> None:
-        owners = {log.run: log.owner for log in self._journal.unwritten()}
-        owners |= {id: runner.log.owner for id, runner in dict(self._live).items()}
-        if not owners:
+        tokens = {log.run: log.lease_token for log in self._journal.unwritten()}
+        tokens |= {id: runner.log.lease_token for id, runner in dict(self._live).items()}
+        if not tokens:
             return
-        for id, held in self._store.renew(owners, self._times.hold).items():
+        for id, held in self._store.renew(tokens, self._times.hold).items():
             runner = self._live.get(id)
             if runner is None:  # it has ended
                 continue
@@ -136,4 +136,4 @@ class Maintenance:
                 runner.stop(StopReason.CANCELLED)
             elif held is LeaseState.LOST and not runner.log.closed:
                 logger.warning("run %s: no longer ours", id)
-                runner.log.lose()
+                runner.log.lose_lease()

@@ -55,7 +55,7 @@ class Recovery:
                 continue
             log = self._journal.open(run, lease_token, lambda failure: None)
             if run.seq == 0:
-                log.append(start_event(run))
+                log.append(start_event(run), time.monotonic())
             log.close("failed", end_data("failed", ErrorCode.WORKER_LOST))
             ended.append(log)
         # On a thread: the caller renews leases, and must not wait for these ends meanwhile.

@@ -29,14 +29,17 @@ class RunInputs:
         """
         while queued and (before := self._live_before(run)) is not None:
             self._wait_for_end(before)
-        parent = self._store.get(run.parent) if run.parent else None
-        if parent is not None and parent.live:
-            self._wait_for_end(parent)
+        limit = chain.source.turns
+        branch = self._store.branch(run.parent, limit) if run.parent else []
+        if branch and branch[0].live:
+            self._wait_for_end(branch[0])
+            branch = self._store.branch(branch[0].id, limit)
+        parent = branch[0] if branch else None
         value = json.loads(run.input)
         resume: Any = resume_value(value)
         if resume is None and parent is not None and parent.status != "interrupted":
             resume = CONTINUE
-        history, before_runs = past(self._store, run.parent, chain.source.turns)
+        history, before_runs = past(self._store, branch, limit)
         budget = chain.history_tokens
         return Input(
             value,

@@ -115,6 +115,7 @@ class Runner:
             if self._stop is None:
                 input = self._prepare()
                 self._asked = self._began = time.monotonic()
+                self.log.mark_started(self._asked)
                 if self._stop is None:
                     self._pump(input)
         except tasks.Interrupted:
@@ -151,10 +152,10 @@ class Runner:
         give_way = clock() + slice
         with closing(self._read(input)) as said:
             for what in said:
-                append(what)
+                self._heard = now = clock()
+                append(what, now)
                 if what[0] != "chunk":
                     self._note(*what)
-                self._heard = now = clock()
                 if self._stop is not None:
                     tasks.scope().notice()
                     return
@@ -170,9 +171,9 @@ class Runner:
         """Say at once what the chain tells beside what it yields, from whichever of its threads."""
         if not self._pumping:
             return
-        self.log.append(what)
-        self._note(*what)
         self._heard = now = time.monotonic()
+        self.log.append(what, now)
+        self._note(*what)
         if now > self._rest_at:
             self._rest()
             self._rest_at = time.monotonic() + SLICE
@@ -243,12 +244,12 @@ class Runner:
             self._pumping and self._asked is not None and (late or now - self._began > limits.total)
         )
 
-    def trouble(self, what: WriteFailure) -> None:
-        """The log cannot be written."""
-        self.stop(StopReason.STORE if what is WriteFailure.UNREACHABLE else StopReason.LOST)
-        if what is WriteFailure.UNREACHABLE and self.log.closed:
-            # It had said its last word already, and that is what could not be stored.
-            self.log.tell(end_data(StopReason.STORE.status, StopReason.STORE.code))
+    def on_write_failure(self, failure: WriteFailure) -> None:
+        """Stop the run because its log can no longer be written."""
+        self.stop(StopReason.STORE if failure is WriteFailure.UNREACHABLE else StopReason.LOST)
+        if failure is WriteFailure.UNREACHABLE and self.log.closed:
+            # Its `end` was added already, and could not be stored.
+            self.log.show_end(end_data(StopReason.STORE.status, StopReason.STORE.code))
 
 
 def start_event(run: Run) -> NewEvent:

@@ -13,6 +13,7 @@ from ..errors import BadRequest, Gone, NotFound, Unavailable, unavailable_on_sto
 from ..events import Cursor, is_id
 from ..stores.base import Run, Store
 from .admission import Admission
+from .answer import answer_of
 from .chain import Chain
 from .conversations import Conversations
 from .live_runs import LiveRuns
@@ -40,8 +41,8 @@ class Runs:
         self.store = store
         self._live = LiveRuns(store, chains, times, spent)
         self._journal = self._live.journal
-        self.starts = Admission(store, chains, times, self._live, self.cancel)
-        self.conversations = Conversations(store, self.cancel, self._live.forget)
+        self.starts = Admission(store, chains, times, self._live, self.cancel_any)
+        self.conversations = Conversations(store, self.cancel_any, self._live.forget)
 
     @property
     def live(self) -> int:
@@ -63,8 +64,8 @@ class Runs:
             # A store that is full can still be read.
             self.store.claim("ready", "", 1.0)
 
-    def get(self, run: str, who: str | None = "") -> Run:
-        """A run that `who` may read; None is this service itself.
+    def get(self, run: str, who: str = "") -> Run:
+        """Return a run that `who` may read.
 
         Raises NotFound, or Gone when its log is no longer kept, or Unavailable.
         """
@@ -72,11 +73,18 @@ class Runs:
         with unavailable_on_store_error(f"run {run} cannot be read"):
             found = self.store.get(run) if is_id(run) else None
             if found is None:
-                owner = self.store.expired(run) if is_id(run) else None
-                if owner is not None and (who is None or may_access(who, owner)):
+                owner = self.store.expired_principal(run) if is_id(run) else None
+                if owner is not None and may_access(who, owner):
                     raise Gone("This answer is no longer kept.", field="run")
                 raise NotFound("There is no such run.", field="run")
-            return found if who is None else require_access(who, found)
+            return require_access(who, found)
+
+    def answer(self, run: Run) -> str | None:
+        """Return what a run has answered, or None while it is live. Raises Unavailable."""
+        if run.live:
+            return None
+        with unavailable_on_store_error(f"run {run.id} cannot be read"):
+            return answer_of(self.store, run)
 
     def read(self, cursor: Cursor, who: str = "") -> LogReader | None:
         """A reader of what comes after the cursor; None when the run is over and all was read.
@@ -92,26 +100,32 @@ class Runs:
 
     # Ending
 
-    def cancel(self, run: str, timeout: float, who: str | None = None) -> Run:
-        """Stop a run and wait for its end, up to `timeout` seconds; the run as it is then.
+    def cancel(self, run: str, timeout: float, who: str) -> Run:
+        """Stop a run for `who`, wait up to `timeout` seconds for its end, and return it.
 
         Raises what `get` raises, and Unavailable when the run has not ended by then.
         """
         found = self.get(run, who)
         if not found.live:
             return found
-        runner = self._live.runner(run)
-        if runner is not None:
-            runner.stop(StopReason.CANCELLED)
-            ended = runner.wait(timeout)
-        else:
-            with unavailable_on_store_error(
-                f"run {run} cannot be stopped", "The run cannot be stopped right now."
-            ):
-                ended = self._cancel_elsewhere(found, timeout)
+        self.cancel_any(found, timeout)
+        return self.get(run, who)
+
+    def cancel_any(self, run: Run, timeout: float) -> None:
+        """Stop a live run in the name of this service, whoever owns it. Raises Unavailable.
+
+        For callers that have checked the principal's right, or that act for nobody.
+        """
+        what, sentence = f"run {run.id} cannot be stopped", "The run cannot be stopped right now."
+        with unavailable_on_store_error(what, sentence):
+            runner = self._live.runner(run.id)
+            if runner is not None:
+                runner.stop(StopReason.CANCELLED)
+                ended = runner.wait(timeout)
+            else:
+                ended = self._cancel_elsewhere(run, timeout)
         if not ended:
             raise Unavailable("The run has not stopped yet.", field="run", retry_after=1)
-        return self.get(run, who)
 
     def _cancel_elsewhere(self, run: Run, timeout: float) -> bool:
         until = time.monotonic() + timeout

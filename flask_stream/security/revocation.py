@@ -24,7 +24,7 @@ class Revocation:
         Raises StoreError, and TimeoutError if other revocations hold the lock for too long.
         """
         key = f"revoked:{principal}"
-        with self._store.alone(key, _LOCK_TIMEOUT):  # two at once would add the time twice
+        with self._store.lock(key, _LOCK_TIMEOUT):  # two at once would add the time twice
             before = self._store.count(key, 0, 1)
             self._store.count(key, int(time.time()) - before, LONGEST)
 

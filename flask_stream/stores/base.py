@@ -1,10 +1,9 @@
-"""What a store is: it keeps the logs of runs.
+"""The contract of a store: it keeps the logs of runs.
 
-A store knows nothing of Flask, chains or readers. It may be called from many threads at once.
-Ids of runs and conversations are such as `events.is_id` takes; principals, titles, keys and values
-are any text that UTF-8 can say, so without lone surrogates.
-Every method may raise `StoreError` when the store cannot be reached; a call that raised may be
-repeated, and repeating it changes nothing that the first try may already have done.
+A store knows nothing about Flask, chains or readers. Any number of threads may call it. Run and
+conversation ids satisfy `events.is_id`. Principals, titles, keys and values are any text that UTF-8
+can encode: no lone surrogates. Every method may raise `StoreError` when the store cannot be
+reached. A call that raised may be repeated: nothing is stored twice.
 """
 
 from __future__ import annotations
@@ -28,7 +27,12 @@ class Run:
 
     `input` is JSON text. `created` is in seconds since the epoch. `status` is `running` or the
     status of the `end` event. `seq` is that of the last stored event, 0 before the first.
-    `attempt` counts from 1 and grows when another owner starts the run anew.
+    `attempt` counts from 1 and grows when another worker takes the run over.
+
+    `started` (the chain was called), `first_chunk` and `ended` are in whole milliseconds since
+    `created`, like `Event.at`; None if that has not happened, or was not recorded. `answer` is the
+    text of the run's messages as a JSON string. It is None while the run is live, and where the
+    answer of an ended run has to be read from its log.
     """
 
     id: str
@@ -41,6 +45,10 @@ class Run:
     status: str = RUNNING
     seq: int = 0
     attempt: int = 1
+    started: int | None = None
+    first_chunk: int | None = None
+    ended: int | None = None
+    answer: str | None = None
 
     @property
     def live(self) -> bool:
@@ -51,9 +59,8 @@ class Run:
 class Conversation:
     """A conversation as the store knows it: the runs of one principal that share its id.
 
-    `title` is that of its first run until it is renamed. `created` is when its first run was
-    created, though that may be gone, and `updated` the latest that any was, in seconds since the
-    epoch.
+    `created` and `updated` are when its first and its newest run were created, though they may be
+    gone, in seconds since the epoch.
     """
 
     id: str
@@ -64,28 +71,31 @@ class Conversation:
 
 
 class CreateConditions(NamedTuple):
-    """On what terms a run may be created.
+    """The conditions under which a run may be created.
 
-    `most` is how many live runs its principal may have with it, 0 for any number. `alone` is
-    whether it must be the only live run of its conversation. `title` names its conversation,
-    should this be its first run.
+    `max_live_runs` is how many live runs its principal may have, this one included; 0 means any
+    number. `only_live_run` requires that its conversation has no other live run. `title` names
+    the conversation if this is its first run.
     """
 
-    most: int = 0
-    alone: bool = False
+    max_live_runs: int = 0
+    only_live_run: bool = False
     title: str = ""
 
 
+NO_CONDITIONS = CreateConditions()
+
+
 class CreateRefused(Exception):
-    """A run was not created, because of its terms."""
+    """A run was not created because of its conditions."""
 
 
 class TooManyLiveRuns(CreateRefused):
-    """Its principal has as many live runs as it may have."""
+    """The principal has as many live runs as it may have."""
 
 
 class ConversationBusy(CreateRefused):
-    """Its conversation has a live run, `run`."""
+    """The conversation has a live run, `run`."""
 
     def __init__(self, run: str) -> None:
         super().__init__(run)
@@ -95,37 +105,41 @@ class ConversationBusy(CreateRefused):
 class Batch(NamedTuple):
     """Events to store in one piece: they follow the event with seq `after`.
 
-    `status` is None, or the run's final status when the last event is its `end`.
+    `status` is the run's final status if the last event is its `end`, whose `at` becomes the run's
+    `ended`. The fields after it are those of `Run`; None leaves what is stored unchanged.
     """
 
     run: str
-    owner: str
+    lease_token: str
     after: int
     events: Sequence[Event]
-    status: str | None
+    status: str | None = None
+    started: int | None = None
+    first_chunk: int | None = None
+    answer: str | None = None
 
-
-#: No terms at all.
-NO_CONDITIONS = CreateConditions()
+    @property
+    def ended(self) -> int | None:
+        return None if self.status is None else self.events[-1].at
 
 
 class LeaseState(Enum):
-    """What became of a lease that was to be renewed."""
+    """The result of renewing a lease."""
 
     YES = "yes"
-    CANCEL = "cancel"  # still held, and somebody asked for the run to be cancelled
-    LOST = "lost"  # another owner has the run, or it ended, or it is gone
+    CANCEL = "cancel"  # renewed, and somebody asked for the run to be cancelled
+    LOST = "lost"  # another worker holds the run, or it ended, or it does not exist
 
 
 class News(NamedTuple):
-    """Something happened to a run: its log grew (or may have), or it is to be cancelled."""
+    """A change to a run: its log grew (or may have grown), or it is to be cancelled."""
 
     run: str
     cancel: bool
 
 
 class PurgedRun(NamedTuple):
-    """A run that was removed for its age: whose it was."""
+    """A run that was removed because of its age."""
 
     chain: str
     principal: str
@@ -139,61 +153,68 @@ class Store(ABC):
 
     @abstractmethod
     def create(
-        self, run: Run, owner: str, lease: float, terms: CreateConditions = NO_CONDITIONS
+        self, run: Run, lease_token: str, lease: float, conditions: CreateConditions = NO_CONDITIONS
     ) -> Run | None:
-        """Create the run, held by `owner` for `lease` seconds; None if that is what happened.
+        """Create a run and return None; or return the run with that id if there is one.
 
-        Atomic by id: of any number of callers one gets None, all others the run that is there.
-        The `owner` that created a run gets None again if it repeats the call. Where there is
-        no run of that id, and the terms forbid one, raises Busy or, if it is not that, Full;
-        nothing is stored then. Terms are atomic, too: of any number of callers at the same
-        moment, as many succeed as the terms allow.
+        `lease_token` holds the run for `lease` seconds. The call is atomic: of any number of
+        callers with the same id, one gets None. The token that created a run gets None again if it
+        repeats the call. Raises ConversationBusy, or else TooManyLiveRuns, when the id is new and
+        the conditions are not met; nothing is stored then. Conditions are checked atomically, too.
         """
 
     @abstractmethod
     def get(self, run: str) -> Run | None:
-        """The run, or None if there is none."""
+        """Return the run, or None if there is none."""
 
     @abstractmethod
-    def expired(self, run: str) -> str | None:
-        """Whose run of that id was here and was removed for its age (best effort), or None."""
+    def branch(self, run: str, limit: int) -> list[Run]:
+        """Return the run, its parent, that one's parent and so on: up to `limit`, in one call.
+
+        The list ends before the first run that does not exist.
+        """
+
+    @abstractmethod
+    def expired_principal(self, run: str) -> str | None:
+        """Return the principal of a run that `purge` removed, if still known, else None."""
 
     @abstractmethod
     def append(self, batches: Sequence[Batch]) -> list[bool]:
         """Store every batch whole, in one round trip; True for each that is stored.
 
-        False: the owner does not hold the run (any more), the run has ended, or its log does
-        not end at `after`. The log's last batch once more, the same to the letter and from the
-        same owner, is True: a repeated call stores nothing twice.
+        False means that the lease token does not hold the run, that the run has ended, or that its
+        log does not end at `after`. Repeating the last batch of a log, unchanged and with the same
+        token, gives True and stores nothing.
         """
 
     @abstractmethod
     def read(self, run: str, after: int, limit: int) -> list[Event]:
-        """Events with a seq above `after`, in order without a gap: `limit` of them, or all.
+        """Return the events with a seq above `after`, in order and without a gap.
 
-        There may be some more, where they are stored together. Empty for an unknown run.
+        `limit` of them, all, or a few more than `limit`. Empty for an unknown run. `at` is 0 in
+        logs that were stored before times were recorded.
         """
 
     @abstractmethod
     def cancel(self, run: str) -> None:
-        """Ask whoever owns the run to cancel it. No effect on a run that ended."""
+        """Ask the worker that holds the run to cancel it. No effect on a run that has ended."""
 
     @abstractmethod
     def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, LeaseState]:
-        """Hold the runs (`run -> owner`) for `lease` more seconds; what became of each."""
+        """Hold runs (id -> lease token) for `lease` more seconds; return what became of each."""
 
     @abstractmethod
-    def adopt(self, owner: str, lease: float, limit: int) -> list[Run]:
-        """Take over up to `limit` live runs whose lease ran out, each by one caller only.
+    def take_over(self, lease_token: str, lease: float, limit: int) -> list[Run]:
+        """Take over up to `limit` live runs whose lease has run out, and return them.
 
-        They are then held by `owner` for `lease` seconds, with `attempt` one higher.
+        `lease_token` then holds them, and `attempt` is one higher. Each goes to one caller only.
         """
 
     @abstractmethod
     def purge(self, age: float, limit: int) -> list[PurgedRun]:
-        """Remove up to `limit` whole runs created over `age` seconds ago that are not live.
+        """Remove and return up to `limit` ended runs older than `age` seconds.
 
-        What each of them was. A conversation without any run is removed with its last one.
+        A conversation is removed with its last run.
         """
 
     # Conversations
@@ -202,78 +223,80 @@ class Store(ABC):
     def conversations(
         self, principal: str, limit: int, before: tuple[float, str] | None = None
     ) -> list[Conversation]:
-        """Up to `limit` of a principal's conversations, the last updated first.
+        """Return up to `limit` of a principal's conversations, the last updated first.
 
-        Those that are updated at the same moment come by falling id. `before` is the
-        (updated, id) of the last one of the page before.
+        Equal times come by falling id. `before` is the (updated, id) of the page before's last.
         """
 
     @abstractmethod
     def conversation(self, principal: str, id: str) -> Conversation | None:
-        """A principal's conversation, or None. One of another principal is another one."""
+        """Return a principal's conversation, or None. Principals share no conversations."""
 
     @abstractmethod
     def runs(self, principal: str, conversation: str) -> list[Run]:
-        """A conversation's runs by when they were created, then by id; empty without one."""
+        """Return a conversation's runs by `created`, then by id; empty without one."""
 
     @abstractmethod
-    def rename(self, principal: str, conversation: str, title: str) -> bool:
-        """Give a conversation another title; False where there is none."""
+    def newest(self, principal: str, conversation: str) -> Run | None:
+        """Return the last of `runs`, or None, without reading the others."""
 
     @abstractmethod
-    def forget(self, principal: str, conversation: str) -> bool:
-        """Remove a conversation and all of its runs; False where there is none.
+    def rename_conversation(self, principal: str, conversation: str, title: str) -> bool:
+        """Change a conversation's title; False if there is no such conversation."""
 
-        A run that is live is gone, too: its owner finds that it no longer holds it, and whoever
-        watches it gets news of it. No trace is kept: `expired` does not know these runs.
+    @abstractmethod
+    def delete_conversation(self, principal: str, conversation: str) -> bool:
+        """Remove a conversation and all of its runs; False if there is no such conversation.
+
+        Workers lose their leases and watchers get news. `expired_principal` knows none of these.
         """
 
-    # Small things that have a time to live
+    # Values with a time to live
 
     @abstractmethod
     def count(self, key: str, amount: int, ttl: float) -> int:
-        """Add to a counter and return what it then is. A new one begins at 0, for `ttl` seconds.
+        """Add to a counter and return its value. A new one starts at 0 and lives `ttl` seconds.
 
-        With an amount of 0 nothing is made, only read. Not made safe against being repeated.
+        An amount of 0 only reads. A repeated call counts again.
         """
 
     @abstractmethod
     def claim(self, key: str, value: str, ttl: float) -> str:
-        """Set a key that is not set, for `ttl` seconds; what it is then set to. Atomic."""
+        """Set a key for `ttl` seconds unless it is set; return its value. Atomic."""
 
     @abstractmethod
-    def disclaim(self, key: str, value: str) -> None:
-        """Unset a key, if it is set to that value."""
+    def release_claim(self, key: str, value: str) -> None:
+        """Unset a key if it has that value."""
 
     @contextmanager
-    def alone(self, key: str, patience: float) -> Iterator[None]:
-        """Be the only one who is in here by that key. Raises TimeoutError after `patience`."""
-        mine, until = new_id(), time.monotonic() + patience
-        while self.claim(key, mine, patience) != mine:
-            if time.monotonic() > until:
+    def lock(self, key: str, timeout: float) -> Iterator[None]:
+        """Hold a lock, for at most `timeout` seconds. Raises TimeoutError if it is not free."""
+        token, deadline = new_id(), time.monotonic() + timeout
+        while self.claim(key, token, timeout) != token:
+            if time.monotonic() > deadline:
                 raise TimeoutError(key)
             time.sleep(0.02)
         try:
             yield
         finally:
-            self.disclaim(key, mine)
+            self.release_claim(key, token)
 
     # News
 
     @abstractmethod
     def watch(self, run: str) -> None:
-        """Let `news` tell of this run. After this call, at least one piece of news comes."""
+        """Make `news` report this run. At least one report follows this call."""
 
     @abstractmethod
     def unwatch(self, run: str) -> None:
-        """Let `news` forget this run."""
+        """Stop reporting this run."""
 
     @abstractmethod
     def news(self, timeout: float) -> list[News]:
         """Wait up to `timeout` seconds for news of watched runs, and of runs to be cancelled.
 
-        Called by one thread per process. It may report too much, never too little.
+        One thread per process calls this. It may report too much, but never too little.
         """
 
-    def close(self) -> None:  # noqa: B027 - a store may well have nothing to close
-        """Give back connections and files. Any call after it may fail."""
+    def close(self) -> None:  # noqa: B027 - a store may have nothing to close
+        """Release connections and files. Later calls may fail."""

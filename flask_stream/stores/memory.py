@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Generic, TypeVar
 
 from ..events import Event
 from .base import (
@@ -25,14 +23,13 @@ from .base import (
     Store,
     TooManyLiveRuns,
 )
-
-V = TypeVar("V")
+from .memory_values import ExpiringValues
 
 
 @dataclass(slots=True)
 class _Log:
     run: Run
-    owner: str
+    lease_token: str
     lease: float  # when it runs out, on the monotonic clock
     events: list[Event] = field(default_factory=list)
     cancel: bool = False
@@ -53,8 +50,8 @@ class MemoryStore(Store):
         self._talks: dict[str, dict[str, _Talk]] = {}  # by principal and id
         self._live: Counter[str] = Counter()  # runs, by principal
         self._expired: dict[str, str] = {}  # principals, by run
-        self._counters: _Passing[int] = _Passing()
-        self._claims: _Passing[str] = _Passing()
+        self._counters: ExpiringValues[int] = ExpiringValues()
+        self._claims: ExpiringValues[str] = ExpiringValues()
         self._watched: set[str] = set()
         self._news: dict[News, None] = {}
         self._changed = threading.Condition()
@@ -62,24 +59,24 @@ class MemoryStore(Store):
     # Runs
 
     def create(
-        self, run: Run, owner: str, lease: float, terms: CreateConditions = NO_CONDITIONS
+        self, run: Run, lease_token: str, lease: float, conditions: CreateConditions = NO_CONDITIONS
     ) -> Run | None:
         with self._changed:
             log = self._logs.get(run.id)
             if log is not None:
-                return None if log.owner == owner else log.run
-            self._admit(run, terms)
-            self._logs[run.id] = _Log(run, owner, time.monotonic() + lease)
+                return None if log.lease_token == lease_token else log.run
+            self._admit(run, conditions)
+            self._logs[run.id] = _Log(run, lease_token, time.monotonic() + lease)
             return None
 
-    def _admit(self, run: Run, terms: CreateConditions) -> None:
+    def _admit(self, run: Run, conditions: CreateConditions) -> None:
         talk = self._talk(run.principal, run.conversation)
-        if terms.alone and talk and talk.live:
+        if conditions.only_live_run and talk and talk.live:
             raise ConversationBusy(next(iter(talk.live)))
-        if 0 < terms.most <= self._live[run.principal]:
+        if 0 < conditions.max_live_runs <= self._live[run.principal]:
             raise TooManyLiveRuns
         if talk is None:
-            known = (run.conversation, run.principal, terms.title, run.created, run.created)
+            known = (run.conversation, run.principal, conditions.title, run.created, run.created)
             talk = _Talk(Conversation(*known))
             self._talks.setdefault(run.principal, {})[run.conversation] = talk
         updated = max(run.created, talk.conversation.updated)
@@ -94,7 +91,16 @@ class MemoryStore(Store):
         log = self._logs.get(run)
         return log.run if log else None
 
-    def expired(self, run: str) -> str | None:
+    def branch(self, run: str, limit: int) -> list[Run]:
+        found: list[Run] = []
+        with self._changed:
+            log = self._logs.get(run)
+            while log is not None and len(found) < limit:
+                found.append(log.run)
+                log = self._logs.get(log.run.parent or "")
+        return found
+
+    def expired_principal(self, run: str) -> str | None:
         return self._expired.get(run)
 
     def append(self, batches: Sequence[Batch]) -> list[bool]:
@@ -103,13 +109,13 @@ class MemoryStore(Store):
 
     def _append(self, batch: Batch) -> bool:
         log = self._logs.get(batch.run)
-        if log is None or log.owner != batch.owner:
+        if log is None or log.lease_token != batch.lease_token:
             return False
         last = batch.events[-1].seq
         if log.run.seq != batch.after or not log.run.live:
             return log.run.seq == last and log.events[batch.after :] == list(batch.events)
         log.events.extend(batch.events)
-        log.run = replace(log.run, seq=last, status=batch.status or log.run.status)
+        log.run = _after(log.run, last, batch)
         if batch.status is not None:
             self._end(log.run)
         if batch.run in self._watched:
@@ -136,24 +142,26 @@ class MemoryStore(Store):
 
     def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, LeaseState]:
         with self._changed:
-            return {run: self._renew(run, owner, lease) for run, owner in leases.items()}
+            return {
+                run: self._renew(run, lease_token, lease) for run, lease_token in leases.items()
+            }
 
-    def _renew(self, run: str, owner: str, lease: float) -> LeaseState:
+    def _renew(self, run: str, lease_token: str, lease: float) -> LeaseState:
         log = self._logs.get(run)
-        if log is None or log.owner != owner or not log.run.live:
+        if log is None or log.lease_token != lease_token or not log.run.live:
             return LeaseState.LOST
         log.lease = time.monotonic() + lease
         return LeaseState.CANCEL if log.cancel else LeaseState.YES
 
-    def adopt(self, owner: str, lease: float, limit: int) -> list[Run]:
+    def take_over(self, lease_token: str, lease: float, limit: int) -> list[Run]:
         now = time.monotonic()
         with self._changed:
             lost = (log for log in self._logs.values() if log.run.live and log.lease < now)
-            adopted = list(islice(lost, limit))
-            for log in adopted:
-                log.owner, log.lease = owner, now + lease
+            taken = list(islice(lost, limit))
+            for log in taken:
+                log.lease_token, log.lease = lease_token, now + lease
                 log.run = replace(log.run, attempt=log.run.attempt + 1)
-            return [log.run for log in adopted]
+            return [log.run for log in taken]
 
     def purge(self, age: float, limit: int) -> list[PurgedRun]:
         before = time.time() - age
@@ -197,7 +205,11 @@ class MemoryStore(Store):
             runs = [self._logs[run].run for run in talk.runs] if talk else []
         return sorted(runs, key=lambda run: (run.created, run.id))
 
-    def rename(self, principal: str, conversation: str, title: str) -> bool:
+    def newest(self, principal: str, conversation: str) -> Run | None:
+        runs = self.runs(principal, conversation)
+        return runs[-1] if runs else None
+
+    def rename_conversation(self, principal: str, conversation: str, title: str) -> bool:
         with self._changed:
             talk = self._talk(principal, conversation)
             if talk is None:
@@ -205,7 +217,7 @@ class MemoryStore(Store):
             talk.conversation = replace(talk.conversation, title=title)
             return True
 
-    def forget(self, principal: str, conversation: str) -> bool:
+    def delete_conversation(self, principal: str, conversation: str) -> bool:
         with self._changed:
             talk = self._talk(principal, conversation)
             if talk is None:
@@ -235,7 +247,7 @@ class MemoryStore(Store):
                 self._claims.set(key, value, ttl)
             return value if there is None else there
 
-    def disclaim(self, key: str, value: str) -> None:
+    def release_claim(self, key: str, value: str) -> None:
         with self._changed:
             if self._claims.get(key) == value:
                 self._claims.remove(key)
@@ -263,32 +275,19 @@ class MemoryStore(Store):
         self._changed.notify_all()
 
 
-class _Passing(Generic[V]):
-    """Values that go by themselves when their time has run out."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, tuple[V, float]] = {}  # and when they go
-        self._next: list[tuple[float, str]] = []  # a heap of when which goes
-
-    def get(self, key: str) -> V | None:
-        while self._next and self._next[0][0] <= time.monotonic():
-            until, passed = heapq.heappop(self._next)
-            # One that was removed and set again has more time.
-            if passed in self._values and self._values[passed][1] == until:
-                del self._values[passed]
-        return self._values[key][0] if key in self._values else None
-
-    def set(self, key: str, value: V, ttl: float) -> None:
-        """Set a value: a new one for `ttl` seconds, one that is there for what is left to it."""
-        if key in self._values:
-            self._values[key] = (value, self._values[key][1])
-        else:
-            until = time.monotonic() + ttl
-            self._values[key] = (value, until)
-            heapq.heappush(self._next, (until, key))
-
-    def remove(self, key: str) -> None:
-        del self._values[key]
+def _after(run: Run, last: int, batch: Batch) -> Run:
+    """Return the run as it is once the batch is stored."""
+    if batch[4:] == (None, None, None, None):  # as it is once per token
+        return replace(run, seq=last)
+    return replace(
+        run,
+        seq=last,
+        status=batch.status or run.status,
+        started=run.started if batch.started is None else batch.started,
+        first_chunk=run.first_chunk if batch.first_chunk is None else batch.first_chunk,
+        ended=batch.ended,
+        answer=batch.answer,
+    )
 
 
 #: How many ids of expired runs are remembered, so that they can be told from unknown ones.

@@ -28,12 +28,11 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from hashlib import sha1
-from importlib.resources import files
 from typing import Any
 
 from ..errors import ConfigError
 from ..events import Event
+from . import redis_scripts as scripts
 from .base import (
     NO_CONDITIONS,
     Batch,
@@ -60,8 +59,9 @@ except ImportError as missing:
     ) from missing
 
 from ..redis_connection import TIMEOUT, check, connection_pool, store_errors, without_secrets
+from .batch_format import decode_batch, encode_batch
 from .redis_news import NewsFeed
-from .redis_records import fields, ms, pairs, to_conversation, to_run
+from .redis_records import fields, head, ms, pairs, to_conversation, to_run
 
 logger = logging.getLogger(__name__)
 
@@ -95,15 +95,15 @@ class RedisStore(Store):
     # Runs
 
     def create(
-        self, run: Run, owner: str, lease: float, terms: CreateConditions = NO_CONDITIONS
+        self, run: Run, lease_token: str, lease: float, conditions: CreateConditions = NO_CONDITIONS
     ) -> Run | None:
         conversation, runs, live = self._in(run.principal, run.conversation)
         conversations, lives = self._of(run.principal)
         keys = (self._run + run.id, self._live, conversation, runs, live, conversations, lives)
-        arguments = (run.id, owner, ms(lease), run.conversation, repr(run.created))
-        conditions = (terms.most, int(terms.alone), terms.title)
+        arguments = (run.id, lease_token, ms(lease), run.conversation, repr(run.created))
+        terms = (conditions.max_live_runs, int(conditions.only_live_run), conditions.title)
         with self._errors():
-            denied = self._call(_CREATE, keys, *arguments, *conditions, *fields(run))
+            denied = self._call(scripts.CREATE, keys, *arguments, *terms, *fields(run))
         if not denied:
             return None
         if denied[0] == b"busy":
@@ -117,7 +117,12 @@ class RedisStore(Store):
             there = self._redis.hgetall(self._run + run)
         return to_run(run, there) if there else None
 
-    def expired(self, run: str) -> str | None:
+    def branch(self, run: str, limit: int) -> list[Run]:
+        with self._errors():
+            found = self._call(scripts.BRANCH, (), self._run, run, limit)
+        return [to_run(id.decode(), pairs(each)) for id, each in found]
+
+    def expired_principal(self, run: str) -> str | None:
         with self._errors():
             principal = self._redis.get(self._gone + run)
         return None if principal is None else principal.decode()
@@ -127,46 +132,45 @@ class RedisStore(Store):
             return []
         keys = (self._live, self._ended, self._cancelled)
         arguments = [self._prefix]
-        for run, owner, after, events, status in batches:
-            arguments.append(f"{run}\t{owner}\t{after}\t{events[-1].seq}\t{status or ''}")
-            arguments.append("\n".join([f"{type}\t{data}" for _, type, data in events]))
+        for batch in batches:
+            arguments += (head(batch), encode_batch(batch.events))
         with self._errors():
-            return [stored == 1 for stored in self._call(_APPEND, keys, *arguments)]
+            return [stored == 1 for stored in self._call(scripts.APPEND, keys, *arguments)]
 
     def read(self, run: str, after: int, limit: int) -> list[Event]:
         with self._errors():
-            page = self._call(_READ, (self._log + run,), after + 1, after + limit)
+            page = self._call(scripts.READ, (self._log + run,), after + 1, after + limit)
         if not page:
             return []
         last, lines = int(page[0].partition(b"-")[0]), page[1].decode().split("\n")
         # The first batch may begin before the place that was asked for.
         begin = after - (last - len(lines))
-        return [
-            Event(seq, *line.split("\t", 1)) for seq, line in enumerate(lines[begin:], after + 1)
-        ]
+        return decode_batch(lines[begin:], after + 1)
 
     def cancel(self, run: str) -> None:
         with self._errors():
-            self._call(_CANCEL, (self._run + run, self._cancelled), run, self._ear.cancels)
+            self._call(scripts.CANCEL, (self._run + run, self._cancelled), run, self._ear.cancels)
 
     def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, LeaseState]:
         keys = (self._live, *(self._run + run for run in leases))
         pairs = (word for pair in leases.items() for word in pair)
         with self._errors():
-            answers = self._call(_RENEW, keys, ms(lease), *pairs)
+            answers = self._call(scripts.RENEW, keys, ms(lease), *pairs)
         return {
             run: LeaseState(answer.decode()) for run, answer in zip(leases, answers, strict=True)
         }
 
-    def adopt(self, owner: str, lease: float, limit: int) -> list[Run]:
+    def take_over(self, lease_token: str, lease: float, limit: int) -> list[Run]:
         with self._errors():
-            adopted = self._call(_ADOPT, (self._live,), self._run, owner, ms(lease), limit)
-        return [to_run(run.decode(), pairs(each)) for run, each in adopted]
+            taken = self._call(
+                scripts.TAKE_OVER, (self._live,), self._run, lease_token, ms(lease), limit
+            )
+        return [to_run(run.decode(), pairs(each)) for run, each in taken]
 
     def purge(self, age: float, limit: int) -> list[PurgedRun]:
         before, remember = repr(time.time() - age), max(ms(age), REMEMBERED)
         with self._errors():
-            gone = self._call(_PURGE, (self._ended,), self._prefix, before, remember, limit)
+            gone = self._call(scripts.PURGE, (self._ended,), self._prefix, before, remember, limit)
         return [PurgedRun(*(text.decode() for text in of)) for of in gone]
 
     # Conversations
@@ -177,7 +181,9 @@ class RedisStore(Store):
         newest = repr(before[0]) if before else "+inf"
         key, _ = self._of(principal)
         with self._errors():
-            page = self._call(_CONVERSATIONS, (key,), self._conversation, principal, newest, limit)
+            page = self._call(
+                scripts.CONVERSATIONS, (key,), self._conversation, principal, newest, limit
+            )
         found = [to_conversation(id.decode(), principal, pairs(each)) for id, each in page]
         return [each for each in found if not before or (each.updated, each.id) < before][:limit]
 
@@ -189,19 +195,25 @@ class RedisStore(Store):
     def runs(self, principal: str, conversation: str) -> list[Run]:
         _, runs, _ = self._in(principal, conversation)
         with self._errors():
-            found = self._call(_RUNS, (runs,), self._run)
+            found = self._call(scripts.RUNS, (runs,), self._run)
         return [to_run(run.decode(), pairs(each)) for run, each in found]
 
-    def rename(self, principal: str, conversation: str, title: str) -> bool:
+    def newest(self, principal: str, conversation: str) -> Run | None:
+        _, runs, _ = self._in(principal, conversation)
+        with self._errors():
+            found = self._call(scripts.NEWEST, (runs,), self._run)
+        return to_run(found[0].decode(), pairs(found[1])) if found else None
+
+    def rename_conversation(self, principal: str, conversation: str, title: str) -> bool:
         key, _, _ = self._in(principal, conversation)
         with self._errors():
-            return bool(self._call(_RENAME, (key,), title))
+            return bool(self._call(scripts.RENAME_CONVERSATION, (key,), title))
 
-    def forget(self, principal: str, conversation: str) -> bool:
+    def delete_conversation(self, principal: str, conversation: str) -> bool:
         keys = [*self._in(principal, conversation), *self._of(principal)]
         keys += [self._live, self._ended, self._cancelled]
         with self._errors():
-            return bool(self._call(_FORGET, keys, self._prefix, conversation))
+            return bool(self._call(scripts.DELETE_CONVERSATION, keys, self._prefix, conversation))
 
     def _in(self, principal: str, conversation: str) -> tuple[str, str, str]:
         """Keys of a conversation: itself, its runs, the live ones."""
@@ -223,15 +235,15 @@ class RedisStore(Store):
         with self._errors():
             if amount == 0:
                 return int(self._redis.get(key) or 0)
-            return int(self._call(_COUNT, (key,), amount, ms(ttl)))
+            return int(self._call(scripts.COUNT, (key,), amount, ms(ttl)))
 
     def claim(self, key: str, value: str, ttl: float) -> str:
         with self._errors():
-            return str(self._call(_CLAIM, (self._claim + key,), value, ms(ttl)).decode())
+            return str(self._call(scripts.CLAIM, (self._claim + key,), value, ms(ttl)).decode())
 
-    def disclaim(self, key: str, value: str) -> None:
+    def release_claim(self, key: str, value: str) -> None:
         with self._errors():
-            self._call(_DISCLAIM, (self._claim + key,), value)
+            self._call(scripts.RELEASE_CLAIM, (self._claim + key,), value)
 
     # News
 
@@ -249,7 +261,7 @@ class RedisStore(Store):
         self._ear.close()
         self._pool.disconnect()
 
-    def _call(self, script: _Script, keys: Sequence[str], *arguments: str | int) -> Any:
+    def _call(self, script: scripts.Script, keys: Sequence[str], *arguments: str | int) -> Any:
         try:
             return self._redis.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
         except NoScriptError:
@@ -277,16 +289,3 @@ def _look_at(info: Mapping[str, Any], shown: str) -> None:
             "their time when memory runs out: set it to noeviction",
             *(shown, policy),
         )
-
-
-class _Script:
-    def __init__(self, name: str) -> None:
-        self.text = files(__package__).joinpath(f"redis_{name}.lua").read_text("ascii")
-        self.sha = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
-
-
-_CREATE, _APPEND, _READ, _CANCEL = map(_Script, ("create", "append", "read", "cancel"))
-_RENEW, _ADOPT, _PURGE = map(_Script, ("renew", "adopt", "purge"))
-_CONVERSATIONS, _RUNS = map(_Script, ("conversations", "runs"))
-_RENAME, _FORGET = map(_Script, ("rename", "forget"))
-_COUNT, _CLAIM, _DISCLAIM = map(_Script, ("count", "claim", "disclaim"))

@@ -1,4 +1,4 @@
--- Asks a live run's owner to cancel it.
+-- Asks a live run's lease_token to cancel it.
 -- KEYS  the run; the runs to be cancelled
 -- ARGV  the run's id; the channel that every process hears
 -- Returns nothing.

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from .base import Conversation, Run
+from .base import Batch, Conversation, Run
 
 
 def ms(seconds: float) -> int:
@@ -28,11 +28,25 @@ def fields(run: Run) -> Iterator[str | int]:
             yield repr(value) if isinstance(value, float) else value
 
 
+def head(batch: Batch) -> str:
+    """Return what `redis_append.lua` is told of a batch, beside its events."""
+    run, lease_token, after, events, status, started, first_chunk, answer = batch
+    plain = f"{run}\t{lease_token}\t{after}\t{events[-1].seq}\t{status or ''}"
+    if status is None and started is None and first_chunk is None:
+        return f"{plain}\t"
+    values = ("" if each is None else each for each in (started, first_chunk, batch.ended, answer))
+    return "\t".join((plain, *map(str, values)))
+
+
 def to_run(id: str, fields: Mapping[bytes, bytes]) -> Run:
     """A run, from its hash."""
 
     def text(name: str) -> str:
         return fields[name.encode()].decode()
+
+    def number(name: str) -> int | None:
+        value = fields.get(name.encode())
+        return None if value is None else int(value)
 
     return Run(
         id=id,
@@ -45,6 +59,10 @@ def to_run(id: str, fields: Mapping[bytes, bytes]) -> Run:
         status=text("status"),
         seq=int(text("seq")),
         attempt=int(text("attempt")),
+        started=number("started"),
+        first_chunk=number("first_chunk"),
+        ended=number("ended"),
+        answer=text("answer") if b"answer" in fields else None,
     )
 
 
@@ -59,5 +77,5 @@ def to_conversation(id: str, principal: str, fields: Mapping[bytes, bytes]) -> C
     )
 
 
-#: What is kept of a run beside its id, its owner, and whether it is to be cancelled.
+#: What is kept of a run beside its id, its lease_token, and whether it is to be cancelled.
 _FIELDS = [field.name for field in dataclasses.fields(Run) if field.name != "id"]

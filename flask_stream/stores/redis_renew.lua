@@ -1,12 +1,12 @@
 -- Renews leases.
 -- KEYS  the live runs, by when their lease runs out; then each run
--- ARGV  lease in ms; then of each run: id, owner
+-- ARGV  lease in ms; then of each run: id, lease_token
 -- Returns of each run: 'yes', 'cancel' or 'lost'.
 local time = redis.call('TIME')
 local expiry = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[1]
 local answers = {}
 for i = 1, #KEYS - 1 do
-  local held = redis.call('HMGET', KEYS[i + 1], 'owner', 'status', 'cancel')
+  local held = redis.call('HMGET', KEYS[i + 1], 'lease_token', 'status', 'cancel')
   if held[1] == ARGV[2 * i + 1] and held[2] == 'running' then
     redis.call('ZADD', KEYS[1], expiry, ARGV[2 * i])
     answers[i] = held[3] and 'cancel' or 'yes'

@@ -35,9 +35,10 @@ from .base import (
     Store,
     TooManyLiveRuns,
 )
+from .batch_format import decode_batch, encode_batch
 from .sqlite_news import NewsFeed, Seen
 
-#: Batches stored by one statement, of six values each: SQLite takes 999 of them anywhere.
+#: Batches stored by one statement, of ten values each: SQLite takes 32,766 of them.
 MANY = 128
 
 _INSERT = {1 << power: sql.insert(1 << power) for power in range(MANY.bit_length())}
@@ -62,12 +63,12 @@ class SqliteStore(Store):
     # Runs
 
     def create(
-        self, run: Run, owner: str, lease: float, terms: CreateConditions = NO_CONDITIONS
+        self, run: Run, lease_token: str, lease: float, conditions: CreateConditions = NO_CONDITIONS
     ) -> Run | None:
-        values = _values(run) | terms._asdict() | {"owner": owner, "lease": lease}
+        values = _values(run) | conditions._asdict() | {"lease_token": lease_token, "lease": lease}
         while not self._run(sql.CREATE, values).changed:
             there = self._get(sql.GET, run.id)
-            if there and there[0].owner != owner:
+            if there and there[0].lease_token != lease_token:
                 return there[0].run
             if there:
                 break
@@ -84,7 +85,11 @@ class SqliteStore(Store):
         there = self._get(sql.GET, run)
         return there[0].run if there else None
 
-    def expired(self, run: str) -> str | None:
+    def branch(self, run: str, limit: int) -> list[Run]:
+        rows = sorted(self._run(sql.BRANCH, {"run": run, "limit": limit}).rows)
+        return [Run(*row[1:]) for row in rows]
+
+    def expired_principal(self, run: str) -> str | None:
         rows = self._run(sql.EXPIRED, (run,)).rows
         return str(rows[0][0]) if rows else None
 
@@ -112,14 +117,15 @@ class SqliteStore(Store):
         # A power of two rows, the last ones empty: a few statements, which SQLite knows by heart.
         size = 1 << (len(batches) - 1).bit_length()
         values: list[Any] = []
-        for run, owner, after, events, status in batches:
-            payload = "\n".join([f"{type}\t{data}" for _, type, data in events])
-            values += (run, owner, after, events[-1].seq, status, payload)
-        values += [None] * (6 * (size - len(batches)))
+        for batch in batches:
+            run, token, after, events, status, started, first_chunk, answer = batch
+            values += (run, token, after, status, started, first_chunk, answer)
+            values += (events[-1].seq, batch.ended, encode_batch(events))
+        values += [None] * (10 * (size - len(batches)))
         return self._run(_INSERT[size], values).changed
 
     def _there(self, batch: Batch) -> bool:
-        if [batch.owner] != [owner for _, owner in self._get(sql.GET, batch.run)]:
+        if [batch.lease_token] != [lease_token for _, lease_token in self._get(sql.GET, batch.run)]:
             return False
         return self.read(batch.run, batch.after, len(batch.events)) == list(batch.events)
 
@@ -132,8 +138,7 @@ class SqliteStore(Store):
         lines = payload.split("\n")
         # The first batch may begin before the place that was asked for, the last end beyond it.
         begin = after - (last - len(lines))
-        lines = lines[begin : begin + limit]
-        return [Event(seq, *line.split("\t", 1)) for seq, line in enumerate(lines, after + 1)]
+        return decode_batch(lines[begin : begin + limit], after + 1)
 
     # Owners
 
@@ -151,18 +156,18 @@ class SqliteStore(Store):
         answers = {0: LeaseState.YES, 1: LeaseState.CANCEL, None: LeaseState.LOST}
         return {run: answers[held.get(run)] for run in leases}
 
-    def adopt(self, owner: str, lease: float, limit: int) -> list[Run]:
+    def take_over(self, lease_token: str, lease: float, limit: int) -> list[Run]:
         # Overdue before the call, however long that waits for a lock on the file: meanwhile no
-        # owner could renew.
+        # lease_token could renew.
         now = time.time()
         if not self._run(sql.OVERDUE, (now,)).rows:  # mostly none, and this asks for no lock
             return []
-        if not self._run(sql.ADOPT, (owner, now + lease, now, limit)).changed:
+        if not self._run(sql.TAKE_OVER, (lease_token, now + lease, now, limit)).changed:
             return []
-        adopted = [run for run, _ in self._get(sql.ADOPTED, owner, now + lease)]
-        self.renew({run.id: owner for run in adopted}, lease)
-        self._ear.hold([run.id for run in adopted])
-        return adopted
+        taken = [run for run, _ in self._get(sql.TAKEN_OVER, lease_token, now + lease)]
+        self.renew({run.id: lease_token for run in taken}, lease)
+        self._ear.hold([run.id for run in taken])
+        return taken
 
     def purge(self, age: float, limit: int) -> list[PurgedRun]:
         before = time.time() - age
@@ -185,11 +190,15 @@ class SqliteStore(Store):
     def runs(self, principal: str, conversation: str) -> list[Run]:
         return [run for run, _ in self._get(sql.RUNS, principal, conversation)]
 
-    def rename(self, principal: str, conversation: str, title: str) -> bool:
-        return self._run(sql.RENAME, (title, principal, conversation)).changed > 0
+    def newest(self, principal: str, conversation: str) -> Run | None:
+        found = self._get(sql.NEWEST, principal, conversation)
+        return found[0].run if found else None
 
-    def forget(self, principal: str, conversation: str) -> bool:
-        forgotten = self._run(sql.FORGET, (principal, conversation)).changed > 0
+    def rename_conversation(self, principal: str, conversation: str, title: str) -> bool:
+        return self._run(sql.RENAME_CONVERSATION, (title, principal, conversation)).changed > 0
+
+    def delete_conversation(self, principal: str, conversation: str) -> bool:
+        forgotten = self._run(sql.DELETE_CONVERSATION, (principal, conversation)).changed > 0
         if forgotten:
             self._ear.look_again()
         return forgotten
@@ -208,8 +217,8 @@ class SqliteStore(Store):
         values = {"key": f"claim:{key}", "value": value, "ttl": ttl}
         return str(self._run(sql.CLAIM, values).rows[0][0])
 
-    def disclaim(self, key: str, value: str) -> None:
-        self._run(sql.DISCLAIM, (f"claim:{key}", value))
+    def release_claim(self, key: str, value: str) -> None:
+        self._run(sql.RELEASE_CLAIM, (f"claim:{key}", value))
 
     # News
 
@@ -261,7 +270,7 @@ class _Result(NamedTuple):
 
 class _Owned(NamedTuple):
     run: Run
-    owner: str
+    lease_token: str
 
 
 def _values(run: Run) -> dict[str, Any]:

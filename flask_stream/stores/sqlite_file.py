@@ -15,7 +15,7 @@ from ..errors import StoreError
 BUSY = 10.0
 #: What the file's header says: whose database it is, and in which format.
 APPLICATION = 0x464C5354
-FORMAT = 2
+FORMAT = 3
 #: Characters of a question that name a conversation of format 1, which had no titles.
 TITLE = 80
 
@@ -65,7 +65,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         _bring_up(connection)
     elif application != APPLICATION:
         raise StoreError(f"{path} is the database of another program: name another file")
-    elif version == 1:
+    elif version in (1, 2):
         _bring_up(connection)
     elif version != FORMAT:
         raise StoreError(
@@ -88,11 +88,15 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def _bring_up(connection: sqlite3.Connection) -> None:
-    """Make the tables, from nothing or from format 1: wholly, or not at all."""
+    """Make the tables, or bring them over from format 1 or 2: wholly, or not at all."""
     connection.create_function("title_of", 1, _title_of, deterministic=True)
     connection.execute("BEGIN IMMEDIATE")
     _, version, _ = connection.execute(_HEADER).fetchone()
-    steps = {0: (*_TABLES, *_MARKS), 1: (*_FROM_1, *_TABLES, _FILL, *_MARKS)}
+    steps = {
+        0: (*_TABLES, *_MARKS),
+        1: (*_FROM_1, *_FROM_2, *_TABLES, _FILL, *_MARKS),
+        2: (*_FROM_2, *_TABLES, *_MARKS),
+    }
     for statement in steps.get(version, ()):  # else another worker has done it meanwhile
         connection.execute(statement)
     connection.execute("COMMIT")
@@ -130,11 +134,14 @@ CREATE TABLE IF NOT EXISTS runs (
     created REAL NOT NULL,
     status TEXT NOT NULL,
     attempt INTEGER NOT NULL,
-    owner TEXT NOT NULL,
+    lease_token TEXT NOT NULL,
     lease REAL NOT NULL,
     cancel INTEGER NOT NULL DEFAULT 0,
     input TEXT NOT NULL,
-    title TEXT NOT NULL DEFAULT ''
+    title TEXT NOT NULL DEFAULT '',
+    started INTEGER,
+    first_chunk INTEGER,
+    ended INTEGER
 )""",
     "CREATE INDEX IF NOT EXISTS live ON runs (lease) WHERE status = 'running'",
     "CREATE INDEX IF NOT EXISTS over ON runs (created) WHERE status <> 'running'",
@@ -146,11 +153,18 @@ CREATE TABLE IF NOT EXISTS batches (
     last INTEGER NOT NULL,
     status TEXT,
     payload TEXT NOT NULL,
+    started INTEGER,
+    first_chunk INTEGER,
+    ended INTEGER,
+    answer TEXT,
     PRIMARY KEY (run, last)
 )""",
+    # The answer is kept once: in the batch that has the run's end.
     """
 CREATE VIEW IF NOT EXISTS logs AS
-    SELECT *, coalesce((SELECT max(last) FROM batches WHERE run = number), 0) AS seq FROM runs""",
+    SELECT *, coalesce((SELECT max(last) FROM batches WHERE run = number), 0) AS seq,
+    (SELECT answer FROM batches WHERE run = number ORDER BY last DESC LIMIT 1) AS answer
+    FROM runs""",
     """
 CREATE TABLE IF NOT EXISTS conversations (
     principal TEXT NOT NULL,
@@ -182,8 +196,11 @@ CREATE TRIGGER IF NOT EXISTS started AFTER INSERT ON runs BEGIN
     WHERE excluded.updated > updated;
 END""",
     """
-CREATE TRIGGER IF NOT EXISTS ended AFTER INSERT ON batches WHEN new.status IS NOT NULL BEGIN
-    UPDATE runs SET status = new.status WHERE number = new.run;
+CREATE TRIGGER IF NOT EXISTS advanced AFTER INSERT ON batches
+WHEN coalesce(new.status, new.started, new.first_chunk) IS NOT NULL BEGIN
+    UPDATE runs SET status = coalesce(new.status, status), ended = new.ended,
+    started = coalesce(new.started, started), first_chunk = coalesce(new.first_chunk, first_chunk)
+    WHERE number = new.run;
 END""",
     """
 CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON runs BEGIN
@@ -215,6 +232,20 @@ _FROM_1 = (
     "ALTER TABLE runs ADD COLUMN title TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE expired ADD COLUMN principal TEXT NOT NULL DEFAULT ''",
     "DROP TRIGGER removed",
+)
+# What format 2 lacks. Batches stay as they are: their lines are read with and without times.
+_FROM_2 = (
+    "DROP VIEW logs",
+    "DROP TRIGGER ended",
+    "ALTER TABLE runs RENAME COLUMN owner TO lease_token",
+    *(
+        f"ALTER TABLE runs ADD COLUMN {name} INTEGER"
+        for name in ("started", "first_chunk", "ended")
+    ),
+    *(
+        f"ALTER TABLE batches ADD COLUMN {column}"
+        for column in ("started INTEGER", "first_chunk INTEGER", "ended INTEGER", "answer TEXT")
+    ),
 )
 # The input is that of the row that has the least `created`, as SQLite promises.
 _FILL = """

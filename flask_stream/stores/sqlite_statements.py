@@ -14,49 +14,64 @@ def _timed(statement: str) -> str:
 
 # A principal's live runs are counted no further than matters.
 _FULL = """
-:most > 0 AND :most <= (SELECT count(*) FROM (
+:max_live_runs > 0 AND :max_live_runs <= (SELECT count(*) FROM (
     SELECT 1 FROM runs INDEXED BY live_of
-    WHERE status = 'running' AND principal = :principal LIMIT :most
+    WHERE status = 'running' AND principal = :principal LIMIT :max_live_runs
 ))
 """
 _BUSY = """
-SELECT id FROM runs INDEXED BY live_of WHERE :alone AND status = 'running'
+SELECT id FROM runs INDEXED BY live_of WHERE :only_live_run AND status = 'running'
 AND principal = :principal AND conversation = :conversation LIMIT 1
 """
 CREATE = _timed(f"""
 INSERT INTO runs (id, chain, conversation, parent, principal, input, created, status, attempt,
-                  owner, lease, title)
+                  lease_token, lease, title)
 SELECT :id, :chain, :conversation, :parent, :principal, :input, :created, :status, :attempt,
-       :owner, :now + :lease, :title
+       :lease_token, :now + :lease, :title
 WHERE NOT EXISTS ({_BUSY}) AND NOT ({_FULL})
 ON CONFLICT (id) DO NOTHING
 """)
 # Which live run of the conversation forbids another one, and whether the principal has too many.
 DENIED = f"SELECT ({_BUSY}), {_FULL}"
 
-# The fields of a `Run`, and its owner.
+# The fields of a `Run`, and its lease token.
 _RUNS = """
-SELECT id, chain, conversation, parent, principal, input, created, status, seq, attempt, owner
+SELECT id, chain, conversation, parent, principal, input, created, status, seq, attempt, started,
+       first_chunk, ended, answer, lease_token
 FROM logs
 """
 GET = f"{_RUNS} WHERE id = ?"
+# `distance` puts the rows in order.
+BRANCH = """
+WITH RECURSIVE line (run, next, distance) AS (
+    SELECT number, parent, 1 FROM runs WHERE id = :run
+    UNION ALL
+    SELECT runs.number, runs.parent, distance + 1
+    FROM line CROSS JOIN runs ON runs.id = line.next WHERE distance < :limit
+)
+SELECT distance, id, chain, conversation, parent, principal, input, created, status, seq, attempt,
+       started, first_chunk, ended, answer
+FROM line CROSS JOIN logs ON logs.number = line.run
+"""
 
 
 def insert(rows: int) -> str:
-    """Store so many batches, each if its owner holds the run and the log ends where it begins.
+    """Store so many batches, each if its token holds the run and the log ends where it begins.
 
-    Six values each: run, owner, after, last, status, payload.
+    Ten values each: see `given`.
     """
-    return _INSERT.replace("(?)", ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows))
+    return _INSERT.replace("(?)", ", ".join([f"(?{', ?' * 9})"] * rows))
 
 
 # CROSS JOIN here and below: first the few that are given, then each by its id.
 _INSERT = """
-INSERT INTO batches (run, last, status, payload)
-WITH given (run, owner, after, last, status, payload) AS (VALUES (?))
-SELECT logs.number, given.last, given.status, given.payload
+INSERT INTO batches (run, last, status, started, first_chunk, ended, answer, payload)
+WITH given (run, lease_token, after, status, started, first_chunk, answer, last, ended, payload)
+AS (VALUES (?))
+SELECT logs.number, given.last, given.status, given.started, given.first_chunk, given.ended,
+       given.answer, given.payload
 FROM given CROSS JOIN logs ON logs.id = given.run
-WHERE logs.owner = given.owner AND logs.status = 'running' AND logs.seq = given.after
+WHERE logs.lease_token = given.lease_token AND logs.status = 'running' AND logs.seq = given.after
 """
 
 # Whole batches, up to the first that reaches the limit: the seq of the last event, and all
@@ -77,23 +92,23 @@ CANCEL = "UPDATE runs SET cancel = 1 WHERE id = ? AND status = 'running'"
 RENEW = _timed("""
 UPDATE runs SET lease = :now + :lease WHERE number IN (
     SELECT runs.number FROM json_each(:leases) AS held CROSS JOIN runs ON runs.id = held.key
-    WHERE runs.owner = held.value AND runs.status = 'running'
+    WHERE runs.lease_token = held.value AND runs.status = 'running'
 )
 """)
 RENEWED = """
 SELECT json_group_object(runs.id, runs.cancel)
 FROM json_each(:leases) AS held CROSS JOIN runs ON runs.id = held.key
-WHERE runs.owner = held.value AND runs.status = 'running'
+WHERE runs.lease_token = held.value AND runs.status = 'running'
 """
 
 OVERDUE = "SELECT 1 FROM runs WHERE status = 'running' AND lease < ? LIMIT 1"
-ADOPT = """
-UPDATE runs SET owner = ?, lease = ?, attempt = attempt + 1 WHERE number IN (
+TAKE_OVER = """
+UPDATE runs SET lease_token = ?, lease = ?, attempt = attempt + 1 WHERE number IN (
     SELECT number FROM runs WHERE status = 'running' AND lease < ? ORDER BY lease LIMIT ?
 )
 """
-# Those of one call of `ADOPT`: no other has both the same owner and the same lease.
-ADOPTED = f"{_RUNS} WHERE status = 'running' AND owner = ? AND lease = ?"
+# Those of one call of `ADOPT`: no other has both the same lease_token and the same lease.
+TAKEN_OVER = f"{_RUNS} WHERE status = 'running' AND lease_token = ? AND lease = ?"
 
 OLD = "SELECT 1 FROM runs WHERE status <> 'running' AND created < ? LIMIT 1"
 PURGE = """
@@ -112,8 +127,11 @@ ORDER BY updated DESC, id DESC LIMIT ?
 """
 CONVERSATION = f"{_CONVERSATIONS} WHERE principal = ? AND id = ?"
 RUNS = f"{_RUNS} WHERE principal = ? AND conversation = ? ORDER BY created, id"
-RENAME = "UPDATE conversations SET title = ? WHERE principal = ? AND id = ?"
-FORGET = "DELETE FROM conversations WHERE principal = ? AND id = ?"
+NEWEST = f"""
+{_RUNS} WHERE principal = ? AND conversation = ? ORDER BY created DESC, id DESC LIMIT 1
+"""
+RENAME_CONVERSATION = "UPDATE conversations SET title = ? WHERE principal = ? AND id = ?"
+DELETE_CONVERSATION = "DELETE FROM conversations WHERE principal = ? AND id = ?"
 
 # What is there and has passed is as good as not there.
 COUNT = _timed("""
@@ -131,7 +149,7 @@ ON CONFLICT (key) DO UPDATE SET
     until = iif(until > :now, until, excluded.until)
 RETURNING value
 """)
-DISCLAIM = "DELETE FROM passing WHERE key = ? AND value = ?"
+RELEASE_CLAIM = "DELETE FROM passing WHERE key = ? AND value = ?"
 
 # Nothing but the version is read when that is the one that was seen last.
 LOOK = """

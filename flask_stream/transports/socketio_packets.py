@@ -31,7 +31,7 @@ def packets(run: str, events: Sequence[Event], full: Callable[[], str]) -> list[
 
 
 def _packet(run: str, event: Event, full: Callable[[], str]) -> str:
-    seq, type, data = event
+    seq, type, data, _ = event
     id = f'"{run}:{seq}"' if seq else "null"
     if type == "end":
         end = event.value()

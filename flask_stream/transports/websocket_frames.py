@@ -17,7 +17,7 @@ def objects(run: str, events: Sequence[Event]) -> bytes:
     # Data is JSON already, and neither ids nor types have anything to escape.
     return b"".join(
         frame(f'{{"id":{_id(run, seq)},"type":"{type}","data":{data}}}')
-        for seq, type, data in events
+        for seq, type, data, _ in events
     )
 
 

@@ -83,6 +83,10 @@ def run_json(run: Run) -> dict[str, Any]:
         "status": run.status,
         "seq": run.seq,
         "created": run.created,
+        "started": run.started,
+        "first_chunk": run.first_chunk,
+        "ended": run.ended,
+        "answer": current_runs().answer(run),
         "urls": {
             "self": url_for(".status", run=run.id),
             "events": url_for(".events", run=run.id),

@@ -22,8 +22,8 @@ def events(first: int, last: int) -> list[Event]:
 def store() -> MemoryStore:
     """A store that has the first ten events."""
     store = MemoryStore()
-    store.create(Run(RUN, "c", "c" * 16, None, "", "{}", time.time()), "owner", 60)
-    store.append([Batch(RUN, "owner", 0, events(1, 10), None)])
+    store.create(Run(RUN, "c", "c" * 16, None, "", "{}", time.time()), "token", 60)
+    store.append([Batch(RUN, "token", 0, events(1, 10), None)])
     return store
 
 
@@ -63,7 +63,7 @@ def test_a_tail_that_missed_something_leaves_it_to_the_store(store: MemoryStore)
     follower = reader(store, tail)
     tail.extend(events(1, 3))
     assert seqs(follower) == [1, 2, 3]
-    store.append([Batch(RUN, "owner", 10, events(11, 11), None)])
+    store.append([Batch(RUN, "token", 10, events(11, 11), None)])
     tail.extend(events(11, 11))
     assert seqs(follower) == [4, 5, 6, 7, 8, 9, 10, 11]
 
@@ -71,10 +71,24 @@ def test_a_tail_that_missed_something_leaves_it_to_the_store(store: MemoryStore)
 def test_a_reader_that_is_far_behind_turns_to_the_store(store: MemoryStore) -> None:
     tail = LogTail(0, owned=True)
     follower = reader(store, tail)
-    store.append([Batch(RUN, "owner", 10, events(11, KEPT + 50), None)])
-    tail.extend(events(1, KEPT + 50))
-    assert tail.start == 50
-    assert seqs(follower) == list(range(1, KEPT + 51))
+    store.append([Batch(RUN, "token", 10, events(11, 2 * KEPT + 50), None)])
+    tail.extend(events(1, 2 * KEPT))
+    assert tail.start == KEPT  # the first call is longer than what is kept
+    tail.extend(events(2 * KEPT + 1, 2 * KEPT + 50))
+    assert tail.start == KEPT
+    assert seqs(follower) == list(range(1, 2 * KEPT + 51))
+
+
+def test_a_tail_that_grows_gives_each_event_once(store: MemoryStore) -> None:
+    tail = LogTail(0, owned=True)
+    eager, late = reader(store, tail), reader(store, tail)
+    store.append([Batch(RUN, "token", 10, events(11, 3 * KEPT), None)])
+    found = []
+    for seq in range(1, 3 * KEPT + 1):
+        tail.extend(events(seq, seq))
+        found += seqs(eager)
+        assert min(seq, KEPT) <= len(tail.events) <= 2 * KEPT
+    assert found == seqs(late) == list(range(1, 3 * KEPT + 1))
 
 
 def test_readers_at_one_place_share_one_piece(store: MemoryStore) -> None:

@@ -1,0 +1,98 @@
+"""The answer of a run: the text of its messages, folded from its `chunk` events."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from json.encoder import encode_basestring_ascii as quote
+
+from ..events import Event
+from ..stores.base import Run, Store
+from .log_reader import PAGE
+
+_HEAD = '{"content":"'
+_TAIL = re.compile(r'","message":"([^"\\]*)","kind":"text"\}')
+_NOT_TEXT = ('"kind":"reasoning"}', '"kind":"refusal"}')
+
+
+class AnswerFold:
+    """Folds events into an answer, as they come.
+
+    `complete` is whether the events begin with the run's first one. A `reset` makes it so.
+    """
+
+    __slots__ = ("_cut", "_messages", "_parts", "_tail", "complete")
+
+    def __init__(self, complete: bool = True) -> None:
+        self.complete = complete
+        # The pieces of each message, by its id: JSON strings without their quotes.
+        self._messages: dict[str, list[str]] = {}
+        self._parts: list[str] = []
+        # The end that the data of this message's chunks have in common, as `events.chunk` makes
+        # them: so the text is cut out, and no JSON is parsed per token.
+        self._tail = "\n"
+        self._cut = 0
+
+    def add(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if event[1] == "chunk":
+                data = event[2]
+                if data.endswith(self._tail):
+                    self._parts.append(data[12 : self._cut])
+                else:
+                    self._add_other(data)
+            elif event[1] == "reset":
+                self._messages = {}
+                self._tail = "\n"
+                self.complete = True
+
+    def _add_other(self, data: str) -> None:
+        """Add a chunk of another message, or one that `events.chunk` has not made."""
+        if data.endswith(_NOT_TEXT):
+            return
+        tail = data[data.rfind('","message":"') :]
+        match = _TAIL.fullmatch(tail)
+        if match and data.startswith(_HEAD):
+            self._tail, self._cut = tail, -len(tail)
+            self._parts = self._messages.setdefault(match[1], [])
+            self._parts.append(data[12 : self._cut])
+            return
+        value = json.loads(data)
+        if value["kind"] == "text":
+            parts = self._messages.setdefault(value["message"], [])
+            parts.append(quote(value["content"])[1:-1])
+
+    def json(self) -> str | None:
+        """Return the answer as a JSON string; None if it is not known from these events."""
+        if not self.complete:
+            return None
+        text = "\\n\\n".join(["".join(parts) for parts in self._messages.values()])
+        try:
+            json.loads(f'"{text}"')
+        except ValueError:
+            # A chunk with other fields than usual was cut in the wrong place, so a quote is left
+            # in the text: the log has to be parsed.
+            return None
+        return f'"{text}"'
+
+
+def answer_of(store: Store, run: Run) -> str:
+    """Return what a run has answered: its messages, each whole, with an empty line between.
+
+    The log is read only where the answer is not stored with the run. Raises StoreError.
+    """
+    if run.answer is not None:
+        return str(json.loads(run.answer))
+    messages: dict[str, list[str]] = {}
+    after = 0
+    while events := store.read(run.id, after, PAGE):
+        after = events[-1].seq
+        for event in events:
+            if event.type == "chunk":
+                data = event.value()
+                if data["kind"] == "text":
+                    messages.setdefault(data["message"], []).append(data["content"])
+            elif event.type == "reset":
+                messages.clear()
+    return "\n\n".join("".join(parts) for parts in messages.values())

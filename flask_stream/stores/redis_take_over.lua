@@ -1,0 +1,23 @@
+-- Takes over live runs whose lease has run out.
+-- KEYS  the live runs, by when their lease runs out
+-- ARGV  what the runs' keys begin with; the new lease token; the lease in ms; the largest number of
+--       runs
+-- Returns the id and the fields of each run.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local taken = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[4])) do
+  local run = ARGV[1] .. id
+  if redis.call('EXISTS', run) == 1 then
+    redis.call('HSET', run, 'lease_token', ARGV[2])
+    -- What earlier versions called the lease token: one that is still running is fenced, too.
+    redis.call('HDEL', run, 'owner')
+    redis.call('HINCRBY', run, 'attempt', 1)
+    redis.call('ZADD', KEYS[1], now + ARGV[3], id)
+    taken[#taken + 1] = {id, redis.call('HGETALL', run)}
+  else
+    -- Something else than this store deleted it: there is nothing left to end.
+    redis.call('ZREM', KEYS[1], id)
+  end
+end
+return taken
