@@ -73,9 +73,8 @@ class Conversation:
 class CreateConditions(NamedTuple):
     """The conditions under which a run may be created.
 
-    `max_live_runs` is how many live runs its principal may have, this one included; 0 means any
-    number. `only_live_run` requires that its conversation has no other live run. `title` names
-    the conversation if this is its first run.
+    `max_live_runs` limits its principal's live runs, with this one; 0 is no limit. `only_live_run`
+    forbids another live run in its conversation. `title` is for a new conversation.
     """
 
     max_live_runs: int = 0
@@ -132,7 +131,7 @@ class LeaseState(Enum):
 
 
 class News(NamedTuple):
-    """A change to a run: its log grew (or may have grown), or it is to be cancelled."""
+    """A change to a run: its log has (or may have) grown, or it is to be cancelled."""
 
     run: str
     cancel: bool
@@ -223,9 +222,9 @@ class Store(ABC):
     def conversations(
         self, principal: str, limit: int, before: tuple[float, str] | None = None
     ) -> list[Conversation]:
-        """Return up to `limit` of a principal's conversations, the last updated first.
+        """Return up to `limit` of a principal's conversations, by falling (updated, id).
 
-        Equal times come by falling id. `before` is the (updated, id) of the page before's last.
+        `before` is the (updated, id) of the last one on the page before.
         """
 
     @abstractmethod
@@ -250,8 +249,6 @@ class Store(ABC):
 
         Workers lose their leases and watchers get news. `expired_principal` knows none of these.
         """
-
-    # Values with a time to live
 
     @abstractmethod
     def count(self, key: str, amount: int, ttl: float) -> int:

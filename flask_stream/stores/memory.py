@@ -206,8 +206,10 @@ class MemoryStore(Store):
         return sorted(runs, key=lambda run: (run.created, run.id))
 
     def newest(self, principal: str, conversation: str) -> Run | None:
-        runs = self.runs(principal, conversation)
-        return runs[-1] if runs else None
+        with self._changed:
+            talk = self._talk(principal, conversation)
+            runs = [self._logs[run].run for run in talk.runs] if talk else []
+        return max(runs, key=lambda run: (run.created, run.id), default=None)
 
     def rename_conversation(self, principal: str, conversation: str, title: str) -> bool:
         with self._changed:
