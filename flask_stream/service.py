@@ -89,7 +89,7 @@ def make_service(
         return runs.draining
 
     websocket, socketio = None, None
-    if find_spec("flask_sock") is not None:
+    if find_spec("websockets") is not None:
         from .transports.websocket import WebSocketTransport
 
         websocket = WebSocketTransport(bounds, draining)

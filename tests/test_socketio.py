@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 
 from flask_stream.errors import BadRequest
 from flask_stream.events import Event, encode
-from flask_stream.transports.socketio_packets import answer, packet, packets, told, understood
+from flask_stream.transports.socketio_packets import answer, notice, packet, packets, parse_arguments
 
 from . import sio_sites, sites
 from .chromium import CHROMIUM
@@ -97,7 +97,7 @@ def test_events_are_packets() -> None:
         "id": None, "error": "No.", "code": "store_error", "retryable": True,
         "finish_reason": None, "run": run,
     }  # fmt: skip
-    assert packet("error", told({"error": "x"})) == '2["stream_error",{"id": null, "error": "x"}]'
+    assert packet("error", notice({"error": "x"})) == '2["stream_error",{"id": null, "error": "x"}]'
 
 
 def test_the_whole_is_asked_for_at_a_good_end_alone() -> None:
@@ -119,13 +119,13 @@ def test_the_whole_answer_is_what_was_said_since_it_was_begun() -> None:
 
 
 def test_what_a_message_says() -> None:
-    assert understood([], "question") == {}
-    assert understood(["x"], "question") == {"question": "x"}
-    assert understood([{"a": 1}], "question") == {"a": 1}
+    assert parse_arguments([], "question") == {}
+    assert parse_arguments(["x"], "question") == {"question": "x"}
+    assert parse_arguments([{"a": 1}], "question") == {"a": 1}
     none: list[list[Any]] = [[1], [None], [["x"]], ["x", "y"], [b"x"], [{}, {}]]
     for args in none:
         with pytest.raises(BadRequest) as refused:
-            understood(args, "after")
+            parse_arguments(args, "after")
         assert refused.value.field == "after"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -18,7 +19,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from socket import SHUT_RDWR, socketpair
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -35,8 +35,9 @@ from flask_stream.events import Cursor, Event
 from flask_stream.stores.base import Run
 from flask_stream.transports.base import ConnectionLimits
 from flask_stream.transports.websocket_connection import WebSocketConnection
-from flask_stream.transports.websocket_frames import END, objects
-from flask_stream.transports.websocket_socket import Line, Slow, border, frame, parts
+from flask_stream.transports.websocket_frames import END, event_frames, join_frames, text_frame
+from flask_stream.transports.websocket_handshake import accept_handshake
+from flask_stream.transports.websocket_socket import SlowClient, WebSocket, WebSocketClosed
 
 from . import chromium, people, sites
 from .people import NOWHERE, Sent, bearer, sealed, token, users
@@ -295,23 +296,16 @@ def test_no_other_format(site: Server) -> None:
     assert (refused.value.status, refused.value.json()["field"]) == (400, "format")
 
 
-def test_frames_of_every_length_are_whole() -> None:
-    for count in (0, 1, 125, 126, 127, 65_535, 65_536, 70_000):
-        made = frame("x" * count)
-        assert made.endswith(b"x" * count)
-        assert border(made, 0) == 0
-        assert border(made, 1) == border(made, len(made)) == len(made)
-        twice = made + frame("y")
-        assert border(twice, len(made)) == len(made)
-        assert border(twice, len(made) + 1) == len(twice)
-    frames = b"".join(frame("x" * n) for n in (1, 50, 200, 7, 0, 90))
-    cut = list(parts(frames, 100))
-    assert b"".join(cut) == frames
-    assert [len(part) for part in cut] == [55, 204, 11, 92]
-    assert list(parts(b"", 100)) == []
+def test_frames_are_joined_into_writes_of_bounded_size() -> None:
+    frames = [text_frame("x" * n) for n in (1, 50, 200, 7, 0, 90)]
+    writes = join_frames(frames, 100)
+    assert b"".join(writes) == b"".join(frames)
+    assert [len(write) for write in writes] == [55, 204, 11, 92]
+    assert join_frames([], 100) == []
     events = [Event(1, "chunk", '{"content":"\\ud800"}'), Event(0, "end", "{}")]
-    assert b'{"id":"r:1","type":"chunk","data":{"content":"\\ud800"}}' in objects("r", events)
-    assert b'{"id":null,"type":"end","data":{}}' in objects("r", events)
+    (write,) = event_frames("r", events)
+    assert b'{"id":"r:1","type":"chunk","data":{"content":"\\ud800"}}' in write
+    assert b'{"id":null,"type":"end","data":{}}' in write
 
 
 # Many on one connection
@@ -425,8 +419,8 @@ def test_a_message_stops_a_run(site: Server, provider: Provider) -> None:
             assert socket.events()[-1]["data"]["status"] == "cancelled"
 
 
-class Faulty:
-    """A desk at which nothing can be stopped."""
+class FaultySession:
+    """A session in which nothing can be stopped."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -457,6 +451,29 @@ class Forever:
         """Nothing."""
 
 
+def opened(sock: Any, write_timeout: float = 1) -> WebSocket:
+    """A connection whose handshake has been made, on a socket of the test's."""
+    key = base64.b64encode(bytes(16)).decode()
+    headers = {"Host": "localhost", "Connection": "Upgrade", "Upgrade": "websocket"}
+    headers |= {"Sec-WebSocket-Key": key, "Sec-WebSocket-Version": "13"}
+    return WebSocket(sock, accept_handshake(headers.get, BODY), write_timeout)
+
+
+def read_until(sock: Any, end: bytes) -> bytes:
+    """Read from a socket until what was read ends with `end`."""
+    read = b""
+    while not read.endswith(end):
+        data = sock.recv(65536)
+        assert data, read
+        read += data
+    return read
+
+
+def masked(opcode: int, data: bytes) -> bytes:
+    """A client's frame of less than 126 bytes; a mask of zeros leaves the data as it is."""
+    return bytes((0x80 | opcode, 0x80 | len(data), 0, 0, 0, 0)) + data
+
+
 @pytest.mark.parametrize("format", ["native", "text"])
 @pytest.mark.parametrize(
     ("error", "status", "detail"),
@@ -466,34 +483,40 @@ def test_a_stop_that_fails_is_told(
     caplog: pytest.LogCaptureFixture, format: str, error: Exception, status: int, detail: str
 ) -> None:
     near, far = socketpair()
-    with near, far:
+    with near, far, ThreadPoolExecutor(1) as pool:
         far.settimeout(10)
-        heard = [json.dumps({"cancel": NOWHERE})]
-        gone = threading.Event()
-
-        def receive(timeout: float) -> str | None:
-            if heard:
-                return heard.pop()
-            assert gone.wait(10)
-            connection.leave()
-            return None
-
-        ws = SimpleNamespace(sock=Line(near, patience=1), receive=receive, input_buffer=[])
-        bounds = ConnectionLimits(heartbeat=60, patience=60, size=BODY)
-        connection = WebSocketConnection(ws, Faulty(error), Forever(), bounds, format)
-        with ThreadPoolExecutor(1) as pool:
-            talking = pool.submit(connection.talk)
-            said = {"status": status, "detail": detail, "field": None, "run": NOWHERE}
-            wanted = frame(json.dumps({"id": None, "type": "error", "data": said}))
-            if format == "text":
-                wanted = frame(f"Error: {detail}") + frame(END)
-            told = b""
-            while len(told) < len(wanted):
-                told += far.recv(65536)
-            gone.set()
-            talking.result()
-        assert told == wanted
+        limits = ConnectionLimits(heartbeat=60, patience=60, size=BODY)
+        connection = WebSocketConnection(
+            opened(near), FaultySession(error), Forever(), limits, format
+        )
+        read_until(far, b"\r\n\r\n")
+        running = pool.submit(connection.run)
+        far.sendall(masked(TEXT, json.dumps({"cancel": NOWHERE}).encode()))
+        data = {"status": status, "detail": detail, "field": None, "run": NOWHERE}
+        wanted = text_frame(json.dumps({"id": None, "type": "error", "data": data}))
+        if format == "text":
+            wanted = text_frame(f"Error: {detail}") + text_frame(END)
+        assert read_until(far, wanted) == wanted
+        far.close()
+        running.result(10)
     assert ("RuntimeError: secret" in caplog.text) == (status == 500)
+
+
+def test_a_close_ends_a_receive_although_the_client_is_silent() -> None:
+    near, far = socketpair()
+    with near, far, ThreadPoolExecutor(1) as pool:
+        websocket = opened(near)
+        receiving = pool.submit(websocket.receive)
+        websocket.close(1012, "Go. " + "ü" * 200)
+        far.settimeout(10)
+        read = read_until(far, "ü".encode())
+        assert b"\x03\xf4Go. " in read
+        assert far.recv(100) == b""  # cut in the middle of the reason, and of no character
+        with pytest.raises(WebSocketClosed):
+            receiving.result(10)
+        with pytest.raises(BrokenPipeError):
+            websocket.send(text_frame("more"))
+        websocket.finish()
 
 
 def test_a_run_can_be_stopped_on_another_connection(site: Server, provider: Provider) -> None:
@@ -1334,7 +1357,7 @@ def certificate(folder: Path) -> Path:
     return file
 
 
-def test_a_line_that_is_sealed_with_tls(tmp_path: Path) -> None:
+def test_a_connection_with_tls(tmp_path: Path) -> None:
     file = certificate(tmp_path)
     ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ours.load_cert_chain(file)
@@ -1344,20 +1367,20 @@ def test_a_line_that_is_sealed_with_tls(tmp_path: Path) -> None:
         server = pool.submit(ours.wrap_socket, near, server_side=True)
         with theirs.wrap_socket(far, server_hostname="localhost") as client:
             sealed_end = server.result()
-            line = Line(sealed_end, patience=0.3)
-            client.sendall(b"hello")
-            assert line.recv(100) == b"hello"
-            line.send(frame("x" * 3000))
-            told = b""
-            while len(told) < len(frame("x" * 3000)):
-                told += client.recv(65536)
-            assert told == frame("x" * 3000)
-            # Nobody reads: half of a frame is out, and nothing may follow it.
-            with pytest.raises(Slow):
-                line.send(frame("x" * 10_000_000))
+            websocket = opened(sealed_end, write_timeout=0.3)
+            client.sendall(masked(TEXT, b"hello"))
+            assert websocket.receive(10) == "hello"
+            assert websocket.receive(0) is None
+            frames = text_frame("x" * 3000)
+            websocket.send(frames)
+            assert read_until(client, frames).startswith(b"HTTP/1.1 101 ")
+            # Nobody reads: a part of a frame was written, and nothing may follow it.
+            with pytest.raises(SlowClient):
+                websocket.send(text_frame("x" * 10_000_000))
             with pytest.raises(BrokenPipeError):
-                line.send(frame("y"))
-            line.finish(b"\x88\x02\x03\xf5")
+                websocket.send(text_frame("y"))
+            websocket.close(1013, "slow")
+            assert websocket.closed
             sealed_end.close()
 
 

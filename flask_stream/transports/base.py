@@ -1,4 +1,10 @@
-"""What a transport needs from whoever let a client in, and what all of them have in common."""
+"""The contract of a transport: what carries events to clients, and takes what they send.
+
+A transport knows the engine and nothing of the web: whoever admits a client hands it a
+`ConnectionSession`, which says what the client may do, and a `Permit`, which says for how long.
+A new transport implements `Transport`; `service.make_service` makes it, and a module of `web`
+gives it a route.
+"""
 
 from __future__ import annotations
 
@@ -13,52 +19,71 @@ if TYPE_CHECKING:
     from ..engine.log_reader import LogReader
     from ..stores.base import Run
 
-#: Seconds between two looks at all open streams and connections.
-LOOK = 0.5
-#: Looks over which the connections of a worker that leaves are closed.
-SPREAD = 4
+#: Seconds between two checks of all open streams and connections.
+CHECK_INTERVAL = 0.5
+#: Checks over which the connections of a worker that is being replaced are closed.
+DRAIN_CHECKS = 4
+
+
+class Transport(Protocol):
+    """Everything that one worker has open over one transport.
+
+    While the worker drains, a transport sends its clients away by itself: at once for a client
+    that would lose nothing, and spread over a few seconds, as all of them come back.
+    """
+
+    @property
+    def open(self) -> int:
+        """How many clients are connected."""
+
+    def close(self) -> None:
+        """Stop the threads of the transport. The connections end with their clients or runs."""
 
 
 class Permit(Protocol):
-    """Why a client may read, and for how long."""
+    """The reason why a client may read, and its place among the connections that it may have."""
 
     def due(self) -> float:
-        """When to look at it again, on the monotonic clock."""
+        """Return when to ask for `refusal` again, on the monotonic clock."""
 
     def refusal(self) -> str | None:
-        """Why the client may no longer read, as a sentence; None if it may."""
+        """Return why the client may no longer read, as a sentence; None if it may."""
 
     def leave(self) -> None:
-        """The client is gone."""
+        """Give the place back. It may be called again."""
 
 
 class ConnectionSession(Protocol):
-    """What a connection may do: decided by whoever has let it in. All raise RequestError."""
+    """What the client of one connection may do. All methods raise RequestError."""
 
     def start(self, message: Mapping[str, Any]) -> Run:
-        """Start what a message asks for."""
+        """Start the run that a message asks for."""
 
     def read(self, cursor: Cursor) -> LogReader | None:
-        """A reader of what comes after the cursor; None when all was read."""
+        """Return a reader of what comes after the cursor; None when all was read."""
 
     def cancel(self, run: str) -> Run:
-        """Stop a run."""
+        """Stop a run, and return it when it has stopped."""
 
     def check(self) -> None:
-        """Raise what forbids to start anything at all."""
+        """Raise the error that forbids this client to start any run."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Seconds between pings and for a write or a pong to take; bytes of a message."""
+    """Limits of one connection, in seconds and bytes.
+
+    `heartbeat` is the time between two pings, `patience` the time that a write or a pong may take,
+    and `size` is that of the longest message.
+    """
 
     heartbeat: float
     patience: float
     size: int
 
 
-def place(message: Mapping[str, Any]) -> Cursor:
-    """Where `run` and `after` say that a client is. Raises BadRequest."""
+def parse_cursor(message: Mapping[str, Any]) -> Cursor:
+    """Return the cursor that `run` and `after` of a message name. Raises BadRequest."""
     run, after = message.get("run"), message.get("after")
     if run is not None and not isinstance(run, str):
         raise BadRequest("run is not text.", field="run")

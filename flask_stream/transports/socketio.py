@@ -1,12 +1,12 @@
 """Socket.IO: questions in, `stream_<type>` out, over long-polling or WebSocket.
 
 `stream_question`, `stream_resume` and `stream_cancel` are acknowledged with the run's id, or with
-why not. Out come `stream_start`, `stream_chunk` `{content}`, `stream_end` `{full_response}` or
-`stream_error` `{error}`, and `stream_<type>` for what else a run has to say, each with its `id`,
-`<run>:<seq>`. A client that comes back resumes with the last one; the model is not asked again.
+an error. Out come `stream_start`, `stream_chunk` `{content}`, `stream_end` `{full_response}` or
+`stream_error` `{error}`, and `stream_<type>` for all other events of a run, each with its `id`,
+`<run>:<seq>`. A client that comes back resumes with the last one; the model is not called again.
 
-What a run says comes from its log, in whichever worker the client is. The message queue, where
-the store is Redis, is for what an app itself emits to clients of all workers.
+Events of a run come from its log, in whichever worker the client is. The message queue, where the
+store is Redis, is for what an app itself emits to the clients of all workers.
 """
 
 from __future__ import annotations
@@ -20,31 +20,33 @@ from io import BytesIO
 from typing import Any, Protocol
 
 from flask import Request, Response
-from flask_socketio import SocketIO
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ..concurrency.periodic import Periodic
-from ..errors import BadRequest, ConfigError, RequestError, Unavailable
-from ..events import new_id
-from .base import LOOK, SPREAD, ConnectionLimits
+from ..errors import BadRequest, RequestError, Unavailable
+from .base import CHECK_INTERVAL, DRAIN_CHECKS, ConnectionLimits
 from .socketio_client import Admitted, SocketIOClient
-from .socketio_wire import EngineSocket, Taken, check_payload, joined, make_server, upgrades
+from .socketio_engine import Handler, SocketIOEngine, make_server
+from .socketio_payload import check_payload
+from .socketio_socket import SOCKET_KEY, join_packets
+from .websocket_handshake import AcceptedHandshake, accept_handshake
 
 logger = logging.getLogger(__name__)
 
-#: Where in a request stands who was let in with it.
-_LET_IN = "flask_stream.let_in"
-#: What a server tells itself, and no client tells it.
-_RESERVED = ("connect", "disconnect")
-NAMES = {"stream_question": SocketIOClient.ask, "stream_resume": SocketIOClient.resume}
-NAMES |= {"stream_cancel": SocketIOClient.cancel}
+#: Where the environment of a request that opens a session has its client.
+_ADMITTED_KEY = "flask_stream.admitted"
+ACTIONS = {
+    "stream_question": SocketIOClient.ask,
+    "stream_resume": SocketIOClient.resume,
+    "stream_cancel": SocketIOClient.cancel,
+}
 
 
 class Handshake(Protocol):
-    """Lets clients in: asked with their handshake, and with what they say of themselves in it."""
+    """Admits a client by its handshake, and by what it sends as `auth`."""
 
     def __call__(self, environ: Mapping[str, Any], auth: Any) -> Admitted:
-        """Their desk, a place that has to be left, and who it is. Raises RequestError."""
+        """Return the client's session, its permit and who it is. Raises RequestError."""
 
 
 class SocketIOTransport:
@@ -53,101 +55,81 @@ class SocketIOTransport:
     def __init__(
         self,
         app: Any,
-        bounds: ConnectionLimits,
+        limits: ConnectionLimits,
         queue: str | None,
         draining: Callable[[], bool],
-        door: Handshake,
+        handshake: Handshake,
     ) -> None:
         self._app = app
-        self._bounds = bounds
+        self._limits = limits
         self._draining = draining
-        self._door = door
-        joined: SocketIO | None = app.extensions.get("socketio")
-        #: Whether the server is ours: its requests come to `answer` then.
-        self.own = joined is None
-        self._server: Any = (joined or make_server(app, bounds, queue)).server
-        if self._server is None:
-            raise ConfigError("SocketIO", "has no app yet: SocketIO(app) goes before FlaskStream")
-        self._engine = self._server.eio
+        self._handshake = handshake
+        of_app = app.extensions.get("socketio")
+        #: Whether the server is ours: then its requests come through our views.
+        self.own = of_app is None
+        self._engine = SocketIOEngine(of_app or make_server(app, limits, queue))
+        self._server = self._engine.server
         self._clients: dict[str, SocketIOClient] = {}
         self._lock = threading.Lock()
-        self._look: Periodic | None = None
-        self._share = 0
-        self._attach()
+        self._periodic: Periodic | None = None
+        self._closed_per_check = 0
+        for name, action in ACTIONS.items():
+            self._server.on(name, self._handler(action))
+        self._engine.wrap_handler("disconnect", self._wrap_disconnect)
+        if self.own:
+            self._engine.wrap_handler("connect", self._wrap_connect)
+            self._engine.wrap_handler("message", self._wrap_message)
+            self._engine.observe(self._on_connect, self._on_disconnect)
+            self._engine.harden(limits)
 
     @property
     def open(self) -> int:
         """How many clients are connected."""
         return len(self._clients)
 
-    def _attach(self) -> None:
-        for name, what in NAMES.items():
-            self._server.on(name, self._handler(what))
-        gone, said = self._engine.handlers["disconnect"], self._engine.handlers["message"]
-
+    def _wrap_disconnect(self, original: Handler) -> Handler:
         def disconnect(session: str, reason: str) -> None:
             try:
-                gone(session, reason)
+                original(session, reason)
             finally:
-                self._leave(session)
+                self._remove(session)
 
-        self._engine.on("disconnect", disconnect)
-        if not self.own:
-            return
-        came, bounds = self._engine.handlers["connect"], self._bounds
+        return disconnect
 
+    def _wrap_connect(self, original: Handler) -> Handler:
         def connect(session: str, environ: dict[str, Any]) -> Any:
-            self._enter(session, environ.pop(_LET_IN).pop())
-            return came(session, environ)
+            self._add(session, environ.pop(_ADMITTED_KEY).pop())
+            return original(session, environ)
 
+        return connect
+
+    def _wrap_message(self, original: Handler) -> Handler:
         def message(session: str, data: Any) -> None:
             client = self._clients.get(session)
-            if client is None:  # sent away for what it has said before
+            if client is None:  # sent away because of an earlier message
                 return
             try:
-                client.wait()
-                client.check_attached(data, bounds.size)
-                said(session, data)
-            except Exception as error:  # no Socket.IO, whatever else it is
+                client.wait_for_room()
+                client.check_attachments(data, self._limits.size)
+                original(session, data)
+            except Exception as error:  # malformed, in whatever way
                 logger.info("socketio: a client is sent away: %s", type(error).__name__)
-                client.go()
+                client.disconnect()
             if session not in self._clients:
                 client.forget()
 
-        self._engine.generate_id = new_id  # 128 random bits, as all that is a secret here
-        self._engine.on("connect", connect)
-        self._engine.on("message", message)
-        hear, trigger = self._server._handle_event, self._server._trigger_event
-
-        def event(session: str, namespace: str, id: int | None, data: Any) -> None:
-            if not isinstance(data, list) or not data or not isinstance(data[0], str):
-                raise ValueError("no event")
-            if data[0] in _RESERVED:
-                raise ValueError("no event of a client's")
-            hear(session, namespace, id, data)
-
-        def happened(event: str, namespace: str, *args: Any) -> Any:
-            # Not as handlers: the app may have its own for these.
-            if namespace == "/" and event == "connect":
-                self._greet(*args)
-            elif namespace == "/" and event == "disconnect":
-                self._part(args[0])
-            return trigger(event, namespace, *args)
-
-        self._server._handle_event, self._server._trigger_event = event, happened
-        self._engine._async = {
-            **self._engine._async,
-            "websocket": lambda handler, server: EngineSocket(handler, bounds),
-        }
+        return message
 
     # In
 
-    def prepare(self, request: Request) -> None:
-        """See whether a request can be answered here. Raises RequestError."""
+    def accept(self, request: Request) -> AcceptedHandshake | None:
+        """Check a request; return what accepts it if it opens a WebSocket. Raises RequestError."""
         session = request.args.get("sid")
         if "j" in request.args:
-            raise BadRequest("There is no JSONP.", field="j")
-        upgrades(request)
+            raise BadRequest("JSONP is not supported.", field="j")
+        accepted = None
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            accepted = accept_handshake(request.headers.get, self._limits.size)
         if session is None:
             if request.method == "POST":
                 raise BadRequest("A session is opened with a GET.", field="sid")
@@ -159,19 +141,41 @@ class SocketIOTransport:
                 'sessions, or clients that say transports: ["websocket"].',
                 field="sid",
             )
+        return accepted
 
-    def answer(self, request: Request, body: bytes, let_in: Admitted | None) -> Response:
-        """What Engine.IO answers; `let_in` is for who opens a session. Raises BadRequest."""
+    def upgrade(
+        self, request: Request, sock: Any, handshake: AcceptedHandshake, admitted: Admitted | None
+    ) -> Response:
+        """Return the response that serves a WebSocket on the server's socket."""
+        environ = self._environ(request, b"")
+        environ[SOCKET_KEY] = (sock, handshake)
+        return _Upgrade(self._call_engine(environ, admitted))
+
+    def answer(self, request: Request, body: bytes, admitted: Admitted | None) -> Response:
+        """Return Engine.IO's answer. Raises BadRequest.
+
+        `admitted` is the client, if the request opens a session.
+        """
         client, stamp = self._clients.get(request.args.get("sid", "")), request.args.get("t")
         if request.method == "POST":
             check_payload(body)
-            if client is not None and not client.posts(stamp):
+            if client is not None and not client.is_new_post(stamp):
                 return Response("OK", mimetype="text/plain")
-        # Kept as long as the session: without what this one request was read from.
-        environ = {k: v for k, v in request.environ.items() if k != "werkzeug.request"}
-        environ["flask.app"] = self._app
-        environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(body), str(len(body))
-        waiting = environ[_LET_IN] = [let_in] if let_in is not None else []
+        handle = self._call_engine(self._environ(request, body), admitted)
+        polled = request.method == "GET" and client is not None
+        with client.poll(stamp) if client is not None and polled else nullcontext():
+            # Not our environ: from_app would hand out a copy.
+            response = Response.from_app(handle, request.environ, buffered=True)
+        return Response(response.get_data(), response.status, response.headers)
+
+    def _environ(self, request: Request, body: bytes) -> dict[str, Any]:
+        """Return an environment that may be kept as long as the session."""
+        kept = {k: v for k, v in request.environ.items() if k != "werkzeug.request"}
+        kept |= {"wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        return kept | {"flask.app": self._app}
+
+    def _call_engine(self, environ: dict[str, Any], admitted: Admitted | None) -> Handler:
+        waiting = environ[_ADMITTED_KEY] = [admitted] if admitted is not None else []
 
         def handle(_: Any, start_response: Any) -> Any:
             try:
@@ -180,118 +184,119 @@ class SocketIOTransport:
                 for _, permit, _ in waiting:  # Engine.IO has refused it
                     permit.leave()
 
-        if upgrades(request):
-            return Taken(handle)
-        polled = request.method == "GET" and client is not None
-        with client.polls(stamp) if client is not None and polled else nullcontext():
-            # Not our environ: from_app would hand out a copy.
-            said = Response.from_app(handle, request.environ, buffered=True)
-        return Response(said.get_data(), said.status, said.headers)
+        return handle
 
-    def _enter(self, session: str, let_in: Admitted) -> SocketIOClient:
-        # Another's wire knows nothing of several packets in one.
-        new = SocketIOClient(self._server, session, let_in, joined if self.own else list)
+    def _add(self, session: str, admitted: Admitted) -> SocketIOClient:
+        # The WebSocket of an app's own server does not split what was joined.
+        new = SocketIOClient(self._engine, session, admitted, join_packets if self.own else list)
         with self._lock:
             client = self._clients.setdefault(session, new)
-            if self._look is None:
-                self._look = Periodic(LOOK, self._look_after, "socketio")
+            if self._periodic is None:
+                self._periodic = Periodic(CHECK_INTERVAL, self._check_clients, "socketio")
         if client is not new:
             new.leave()
         return client
 
-    def _greet(self, sid: str, environ: dict[str, Any], auth: Any = None) -> None:
-        session = self._session(sid)
+    def _on_connect(self, sid: str, environ: dict[str, Any], auth: Any = None) -> None:
+        session = self._engine.session_of(sid)
         client = self._clients.get(session)
         if client is None:
             raise Refused("Connect again.")
         try:
             if auth:
-                self._introduce(client, environ, auth)
+                self._identify(client, environ, auth)
             else:
-                client.begin()
-            client.talk.desk.check()
-            client.is_called(sid)
+                client.reset()
+            client.subscriptions.session.check()
+            client.set_sid(sid)
         except RequestError as error:
-            told = {"status": error.status, "field": error.field}
-            raise Refused(error.detail, told) from None
+            raise Refused(error.detail, {"status": error.status, "field": error.field}) from None
         finally:
-            if session not in self._clients:  # it has gone meanwhile
+            if session not in self._clients:  # it has left meanwhile
                 client.leave()
 
-    def _introduce(self, client: SocketIOClient, environ: dict[str, Any], auth: Any) -> None:
-        client.leave()  # it takes one place, not two
+    def _identify(self, client: SocketIOClient, environ: dict[str, Any], auth: Any) -> None:
+        client.leave()  # so that it takes one place, not two
         try:
-            client.greet(self._door(environ, auth))
+            client.admit(self._handshake(environ, auth))
         except RequestError:
             try:
-                client.greet(self._door(environ, None))
+                client.admit(self._handshake(environ, None))
             except RequestError:
-                client.go()
+                client.disconnect()
             raise
 
-    def _part(self, sid: str) -> None:
-        client = self._clients.get(self._session(sid))
+    def _on_disconnect(self, sid: str) -> None:
+        client = self._clients.get(self._engine.session_of(sid))
         if client is not None:
-            client.is_called(None)
-            client.talk.leave()
+            client.set_sid(None)
+            client.subscriptions.close()
 
-    def _handler(self, what: Callable[[SocketIOClient, Any], dict[str, Any]]) -> Callable[..., Any]:
+    def _handler(self, action: Callable[[SocketIOClient, Any], dict[str, Any]]) -> Handler:
         def handle(sid: str, *args: Any) -> Any:
-            # Whatever asks who may do something asks the app.
+            # Whatever decides what a client may do needs the app.
             with self._app.app_context():
-                session = self._session(sid)
+                session = self._engine.session_of(sid)
                 client = self._clients.get(session)
                 if client is None:
-                    client = self._join(session, sid, args)
-                return None if client is None else client.hear(what, args)
+                    client = self._admit_late(session, sid)
+                return None if client is None else client.handle(action, args)
 
         return handle
 
-    def _join(self, session: str, sid: str, args: Any) -> SocketIOClient | None:
-        """Let in a client of the app's own server, when it first asks for a run."""
+    def _admit_late(self, session: str, sid: str) -> SocketIOClient | None:
+        """Admit a client of the app's own server, when it first asks for a run."""
         environ = self._server.get_environ(sid)
-        if environ is None:  # it has gone meanwhile
+        if environ is None:  # it has left meanwhile
             return None
         try:
-            let_in = self._door(environ, None)
+            admitted = self._handshake(environ, None)
         except RequestError as error:
-            told = {"error": error.detail, "status": error.status, "field": error.field}
-            self._server.emit("stream_error", {"id": None} | told, to=sid, ignore_queue=True)
+            data = {"error": error.detail, "status": error.status, "field": error.field}
+            self._server.emit("stream_error", {"id": None} | data, to=sid, ignore_queue=True)
             return None
-        client = self._enter(session, let_in)
-        client.is_called(sid)
-        if session not in self._engine.sockets:
-            self._leave(session)
+        client = self._add(session, admitted)
+        client.set_sid(sid)
+        if not self._engine.has(session):
+            self._remove(session)
         return client
 
-    def _session(self, sid: str) -> str:
-        return str(self._server.manager.eio_sid_from_sid(sid, "/"))
+    # Leaving
 
-    # Going
-
-    def _leave(self, session: str) -> None:
+    def _remove(self, session: str) -> None:
         with self._lock:
             client = self._clients.pop(session, None)
         if client is not None:
             client.leave()
 
-    def _look_after(self) -> None:
+    def _check_clients(self) -> None:
         now = time.monotonic()
         for client in list(self._clients.values()):
-            if client.sid is None and now - client.since > self._bounds.patience:
-                client.go()  # it holds a connection, and does nothing with it
-            elif now >= client.check:
-                with suppress(KeyError):  # it has just gone
-                    client.allowed()
+            if client.sid is None and now - client.since > self._limits.patience:
+                client.disconnect()  # it holds a connection, and does not use it
+            elif now >= client.check_due:
+                with suppress(KeyError):  # it has just left
+                    client.is_allowed()
         if self._draining():
             # Not all at once: they all come back to the workers that stay.
-            self._share = self._share or len(self._clients) // SPREAD + 1
-            for client in list(self._clients.values())[: self._share]:
-                client.go()
+            self._closed_per_check = self._closed_per_check or self.open // DRAIN_CHECKS + 1
+            for client in list(self._clients.values())[: self._closed_per_check]:
+                client.disconnect()
 
     def close(self) -> None:
-        """Look after clients no more."""
-        if self._look is not None:
-            self._look.stop()
+        """Stop the threads of the transport."""
+        if self._periodic is not None:
+            self._periodic.stop()
         if self.own:
             self._server.shutdown()
+
+
+class _Upgrade(Response):
+    """The response that serves a WebSocket."""
+
+    def __init__(self, handle: Handler) -> None:
+        super().__init__()
+        self._handle = handle
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        return self._handle(environ, start_response)

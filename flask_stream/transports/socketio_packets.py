@@ -1,4 +1,4 @@
-"""What Socket.IO carries: events as packets, and what a client's messages ask for."""
+"""What Socket.IO carries: events as packets, and what a client's events ask for."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from ..errors import BadRequest
 from ..events import Event, encode
 
-#: Of Socket.IO's protocol: an event, in the usual namespace.
+#: Socket.IO's packet type for an event in the namespace `/`.
 _EVENT = "2"
-#: What these types call `id` themselves: here that is the event's.
+#: The name for the `id` that these types have in their data: `id` is the event's own.
 _OWN_ID = {
     "message_start": "message_id",
     "tool_call": "tool_call_id",
@@ -21,12 +21,12 @@ _OWN_ID = {
 
 
 def packet(name: str, data: str) -> str:
-    """An event of that name, with data that is JSON."""
+    """Return the packet of the event `stream_<name>`; `data` is JSON."""
     return f'{_EVENT}["stream_{name}",{data}]'
 
 
 def packets(run: str, events: Sequence[Event], full: Callable[[], str]) -> list[str]:
-    """A packet for each event; `full` is asked for the whole answer at a good end."""
+    """Return a packet for each event. `full` returns the whole answer, for `stream_end`."""
     return [_packet(run, event, full) for event in events]
 
 
@@ -63,29 +63,29 @@ def _with(id: str, data: str) -> str:
 
 
 def answer(events: Iterator[Event]) -> str:
-    """All that `stream_chunk` has said of the answer since it was begun, in one text."""
-    said: list[str] = []
+    """Return the text of all `stream_chunk` events since the answer began, or began again."""
+    texts: list[str] = []
     for event in events:
         if event.type == "reset":
-            said.clear()
+            texts.clear()
         elif event.type == "chunk":
             data = event.value()
             if data["kind"] == "text":
-                said.append(data["content"])
-    return "".join(said)
+                texts.append(data["content"])
+    return "".join(texts)
 
 
-def understood(args: Sequence[Any], text: str) -> dict[str, Any]:
-    """What a client's message says; a text alone is its field `text`. Raises BadRequest."""
+def parse_arguments(args: Sequence[Any], text_field: str) -> dict[str, Any]:
+    """Return a client's event as an object; a text is its `text_field`. Raises BadRequest."""
     if not args:
         return {}
     if len(args) == 1 and isinstance(args[0], dict):
         return dict(args[0])
     if len(args) == 1 and isinstance(args[0], str):
-        return {text: args[0]}
-    raise BadRequest("Send a text or an object.", field=text)
+        return {text_field: args[0]}
+    raise BadRequest("Send a text or an object.", field=text_field)
 
 
-def told(data: dict[str, Any]) -> str:
-    """Data that is of no run's log."""
+def notice(data: dict[str, Any]) -> str:
+    """Return the JSON of what is not in a run's log."""
     return json.dumps({"id": None} | data)

@@ -24,7 +24,7 @@ from ..dialects.base import Dialect
 from ..engine.log_reader import LogReader
 from ..errors import StoreError
 from ..events import Event, encode
-from .base import LOOK, Permit
+from .base import CHECK_INTERVAL, Permit
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class SSETransport:
         with self._lock:
             self._open[stream] = None
             if self._periodic is None:
-                self._periodic = Periodic(LOOK, self._check_streams, "streams")
+                self._periodic = Periodic(CHECK_INTERVAL, self._check_streams, "streams")
         return stream
 
     def _remove(self, stream: SSEStream) -> None:

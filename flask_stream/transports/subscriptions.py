@@ -1,4 +1,4 @@
-"""What one client has under way: the runs that it reads, side by side on one connection."""
+"""The runs that one client reads, side by side on one connection."""
 
 from __future__ import annotations
 
@@ -15,89 +15,89 @@ from .base import ConnectionSession
 
 logger = logging.getLogger(__name__)
 
-#: Runs that a connection may read at once, and runs that it may stop.
-MOST = 50
+#: Runs that a connection may read at once, and runs that it may stop at once.
+MAX_RUNS = 50
 
 
 class Subscriptions:
     """Reads each run in a thread of its own, in the order of its log.
 
-    `deliver` is given a reader and what it has read. It says so to the client while it holds
-    `lock` and after a look at `reads`: then nothing comes twice when a run is followed anew from
-    another place. `lost` is called when the store cannot be read.
+    `deliver` is called with a reader and what it has read. It sends while it holds `lock`, and
+    only if `is_current` says so: then nothing is sent twice when a client subscribes to a run
+    again, from another cursor. `on_store_error` is called when a log cannot be read.
     """
 
     def __init__(
         self,
-        desk: ConnectionSession,
+        session: ConnectionSession,
         deliver: Callable[[LogReader, ReadBatch], None],
-        lost: Callable[[], None],
+        on_store_error: Callable[[], None],
     ) -> None:
-        self.desk = desk
+        self.session = session
         self.lock = threading.Lock()
         #: The run that was started last.
-        self.last: str | None = None
+        self.last_run: str | None = None
         self._deliver = deliver
-        self._lost = lost
+        self._on_store_error = on_store_error
         self._readers: dict[str, LogReader] = {}
-        self._gone = False
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._readers)
 
     def start(self, message: Mapping[str, Any]) -> Run:
         """Start what a message asks for, and read it. Raises RequestError."""
-        check_room(len(self))
-        run = self.desk.start(message)
-        self.last = run.id
-        self.follow(Cursor(run.id, 0))
+        check_capacity(len(self))
+        run = self.session.start(message)
+        self.last_run = run.id
+        self.subscribe(Cursor(run.id, 0))
         return run
 
-    def follow(self, place: Cursor) -> bool:
-        """Read on from there; False when all was read. Raises RequestError."""
-        if place.run not in self._readers:
-            check_room(len(self))
-        reader = self.desk.read(place)
+    def subscribe(self, cursor: Cursor) -> bool:
+        """Read a run after the cursor; return False when all was read. Raises RequestError."""
+        if cursor.run not in self._readers:
+            check_capacity(len(self))
+        reader = self.session.read(cursor)
         if reader is None:
             return False
         with self.lock:
-            earlier, self._readers[place.run] = self._readers.get(place.run), reader
+            earlier, self._readers[cursor.run] = self._readers.get(cursor.run), reader
         if earlier is not None:
             earlier.wake()
         threading.Thread(target=self._read, args=(reader,), name="read", daemon=True).start()
         return True
 
-    def reads(self, reader: LogReader) -> bool:
-        """Whether what this reader reads is still for the client."""
-        return not self._gone and self._readers.get(reader.run) is reader
+    def is_current(self, reader: LogReader) -> bool:
+        """Return whether what this reader reads is still wanted."""
+        return not self._closed and self._readers.get(reader.run) is reader
 
     def _read(self, reader: LogReader) -> None:
         try:
-            while self.reads(reader):
-                shared = reader.take()
-                if shared is None:
+            while self.is_current(reader):
+                batch = reader.take()
+                if batch is None:
                     reader.wait()
                     continue
-                self._deliver(reader, shared)
-                if shared.ended:
+                self._deliver(reader, batch)
+                if batch.ended:
                     break
         except (StoreError, RequestError) as error:
             logger.warning("run %s: %s: reader sent away", reader.run, error)
-            self._lost()
+            self._on_store_error()
         finally:
             reader.close()
             with self.lock:
                 if self._readers.get(reader.run) is reader:
                     del self._readers[reader.run]
 
-    def leave(self) -> None:
-        """The client has gone: its readers end, its runs go on."""
-        self._gone = True
+    def close(self) -> None:
+        """End all readers. Their runs go on."""
+        self._closed = True
         for reader in list(self._readers.values()):
             reader.wake()
 
 
-def check_room(under_way: int) -> None:
-    """Raise TooMany when a connection has enough to do."""
-    if under_way >= MOST:
+def check_capacity(count: int) -> None:
+    """Raise TooManyRequests if `count` runs are all that a connection may have."""
+    if count >= MAX_RUNS:
         raise TooManyRequests("Too much is under way on this connection.", retry_after=1)

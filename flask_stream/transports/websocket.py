@@ -1,14 +1,14 @@
 """WebSocket: questions in, events out, many runs on one connection.
 
-A text frame that is no JSON object is a question. An object asks, resumes, cancels or answers.
-Out comes one object per event, `{"id": "<run>:<seq>", "type": …, "data": {…}}`; what is refused
-is an object of type `error`, without an id, and the connection stays. With `?format=text` it is
-the text alone, and `<END_STREAM>` after each answer.
+A text message that is not a JSON object is a question. An object asks, resumes, cancels or answers
+an interrupt. Each event is sent as one object, `{"id": "<run>:<seq>", "type": …, "data": {…}}`. A
+refusal is an object of type `error`, without an id, and the connection stays open. With
+`?format=text` only the text is sent, and `<END_STREAM>` after each answer.
 
-A connection that goes leaves its runs going; a new one resumes them by `run` and `after`. It is
-closed with 1007 for text that is none, 1009 for a message that is too long, 1012 when the worker
-is being replaced, 1013 when the client is too slow to read or answers no ping, 4401 when it may
-no longer read.
+When a connection is lost its runs go on; a new one resumes them by `run` and `after`. The server
+closes a connection with 1007 for text that is not UTF-8, 1009 for a message that is too long, 1012
+when the worker is being replaced, 1013 when the client reads too slowly or answers no ping, and
+4401 when it may no longer read.
 """
 
 from __future__ import annotations
@@ -21,65 +21,72 @@ from flask import Request
 
 from ..concurrency.periodic import Periodic
 from ..errors import BadRequest, Unavailable
-from .base import LOOK, SPREAD, ConnectionLimits, ConnectionSession, Permit
+from .base import CHECK_INTERVAL, DRAIN_CHECKS, ConnectionLimits, ConnectionSession, Permit
 from .websocket_connection import FORMATS, RESTART, WebSocketConnection
-from .websocket_socket import Line, check_upgrade
+from .websocket_handshake import AcceptedHandshake, accept_handshake
+from .websocket_socket import WebSocket
 
 
 class WebSocketTransport:
-    """All connections of a worker."""
+    """All WebSocket connections of a worker."""
 
-    def __init__(self, bounds: ConnectionLimits, draining: Callable[[], bool]) -> None:
-        self._bounds = bounds
+    def __init__(self, limits: ConnectionLimits, draining: Callable[[], bool]) -> None:
+        self._limits = limits
         self._draining = draining
         self._open: dict[WebSocketConnection, None] = {}
         self._lock = threading.Lock()
-        self._look: Periodic | None = None
-        self._share = 0
+        self._periodic: Periodic | None = None
+        self._closed_per_check = 0
 
     @property
     def open(self) -> int:
         """How many connections are open."""
         return len(self._open)
 
-    def prepare(self, request: Request) -> None:
-        """Before the handshake: see that there can be one, and stand before its socket.
+    def accept(self, request: Request) -> AcceptedHandshake:
+        """Return what accepts a request as a WebSocket. Nothing is sent yet.
 
-        Raises BadRequest, and Unavailable where there can be none.
+        Raises BadRequest, and Unavailable while the worker is being replaced.
         """
         if request.args.get("format", "native") not in FORMATS:
             raise BadRequest(f"The format is one of {', '.join(FORMATS)}.", field="format")
-        check_upgrade(request.headers.get)
+        handshake = accept_handshake(request.headers.get, self._limits.size)
         if self._draining():
             raise Unavailable("This worker is being replaced.", retry_after=1)
-        Line.take(request.environ, self._bounds.patience)
+        return handshake
 
-    def serve(self, ws: Any, desk: ConnectionSession, permit: Permit, format: str) -> None:
-        """Talk to one client until it goes. It leaves the permit."""
-        ws.max_message_size = self._bounds.size
-        ws.ws = ws.ws.connection  # without what is left of the handshake: four kilobytes
-        connection = WebSocketConnection(ws, desk, permit, self._bounds, format)
+    def serve(
+        self,
+        sock: Any,
+        handshake: AcceptedHandshake,
+        session: ConnectionSession,
+        permit: Permit,
+        format: str,
+    ) -> None:
+        """Serve one client on the server's socket until it leaves. Gives the permit back."""
+        websocket = WebSocket(sock, handshake, self._limits.patience)
+        connection = WebSocketConnection(websocket, session, permit, self._limits, format)
         with self._lock:
             self._open[connection] = None
-            if self._look is None:
-                self._look = Periodic(LOOK, self._look_after, "websockets")
+            if self._periodic is None:
+                self._periodic = Periodic(CHECK_INTERVAL, self._drain, "websockets")
         try:
-            connection.talk()
+            connection.run()
         finally:
             with self._lock:
                 self._open.pop(connection, None)
             connection.leave()
-            ws.sock.hang_up()
+            websocket.finish()
 
-    def _look_after(self) -> None:
+    def _drain(self) -> None:
         if not self._draining():
             return
         # Not all at once: they all come back to the workers that stay.
-        self._share = self._share or len(self._open) // SPREAD + 1
-        for connection in list(self._open)[: self._share]:
+        self._closed_per_check = self._closed_per_check or len(self._open) // DRAIN_CHECKS + 1
+        for connection in list(self._open)[: self._closed_per_check]:
             connection.close(RESTART, "This worker is being replaced. Resume with run and after.")
 
     def close(self) -> None:
-        """Look after connections no more."""
-        if self._look is not None:
-            self._look.stop()
+        """Stop the thread that sends clients away."""
+        if self._periodic is not None:
+            self._periodic.stop()

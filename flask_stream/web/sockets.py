@@ -1,4 +1,4 @@
-"""`/ws/<chain>` and `/socket.io/`: what lets a WebSocket or a Socket.IO client in."""
+"""The routes `/ws/<chain>` and `/socket.io/`: they admit WebSocket and Socket.IO clients."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from flask import Blueprint, Flask, Request, Response, g, request
+from flask import Blueprint, Flask, Request, Response, request
 
-from ..errors import BadRequest, Unauthorized
+from ..errors import BadRequest, Unauthorized, Unavailable
 from ..security.access import Caller
 from ..security.origins import Origins
 from ..security.stream_permit import StreamPermit
@@ -17,60 +17,66 @@ from .bodies import body
 from .connection_session import AnyChainSession, ChainSession
 from .current import current_caller, current_runs, current_service
 from .requests import refuse_head
+from .server_socket import server_socket
 
 if TYPE_CHECKING:
     from ..transports.socketio import Handshake, SocketIOTransport
     from ..transports.websocket import WebSocketTransport
 
 
-def add_websocket(blueprint: Blueprint, sockets: WebSocketTransport) -> None:
+def add_websocket(blueprint: Blueprint, transport: WebSocketTransport) -> None:
     """Have the blueprint answer at `/ws/<chain>`."""
-    from flask_sock import Sock  # an extra
+    from ..transports.websocket_socket import end_request  # an extra
 
-    name = f"{blueprint.name}.websocket"
+    class ClosedWebSocket(Response):
+        """The response of a request whose connection was a WebSocket."""
 
-    def let_in() -> None:
-        # Before the handshake: after it, there is no status any more to refuse with.
-        if request.endpoint == name:
-            chain = (request.view_args or {})["chain"]
-            public = current_runs().starts.chain(chain).public
-            visitor = current_caller()
-            access = current_service().access
-            access.check_handshake(request, visitor, public=public)
-            sockets.prepare(request)
-            g.stream_visitor = visitor
-            g.stream_permit = StreamPermit(
-                access, request, visitor, current_service().settings.recheck
-            )
+        def __call__(self, environ: Any, start_response: Any) -> Any:
+            end_request()
 
-    def let_go(error: BaseException | None) -> None:
-        permit: StreamPermit | None = g.pop("stream_permit", None)
-        if permit is not None:
+    def websocket(chain: str) -> Response:
+        # All checks come before the handshake: after it, there is no status to refuse with.
+        public = current_runs().starts.chain(chain).public
+        caller = current_caller()
+        service = current_service()
+        service.access.check_handshake(request, caller, public=public)
+        handshake = transport.accept(request)
+        sock = _socket(request)
+        permit = StreamPermit(service.access, request, caller, service.settings.recheck)
+        try:
+            session = ChainSession(chain, caller)
+            format = request.args.get("format", "native")
+            transport.serve(sock, handshake, session, permit, format)
+        finally:
             permit.leave()
+        return ClosedWebSocket()
 
-    def websocket(ws: Any, chain: str) -> None:
-        format = request.args.get("format", "native")
-        # From here on it leaves by itself: looking at it again is a request within this one.
-        permit = g.pop("stream_permit")
-        sockets.serve(ws, ChainSession(chain, g.stream_visitor), permit, format)
-
-    blueprint.before_request(let_in)
-    blueprint.teardown_request(let_go)
-    Sock().route("/ws/<chain>", bp=blueprint)(websocket)
+    blueprint.add_url_rule("/ws/<chain>", "websocket", websocket, websocket=True)
 
 
-def add_socketio(blueprint: Blueprint, clients: SocketIOTransport, door: Handshake) -> None:
+def _socket(request: Request) -> Any:
+    """Return the server's socket for a WebSocket. Raises Unavailable."""
+    sock = server_socket(request.environ)
+    if sock is None:
+        raise Unavailable("This server has no WebSockets.")
+    return sock
+
+
+def add_socketio(blueprint: Blueprint, transport: SocketIOTransport, handshake: Handshake) -> None:
     """Have the blueprint answer at `/socket.io/`."""
 
     def socketio() -> Response:
         refuse_head()
         settings = current_service().settings
-        clients.prepare(request)
+        accepted = transport.accept(request)
+        sock = _socket(request) if accepted is not None else None
         sent = b""
         if request.method == "POST":
             sent = body(settings.max_body, settings.body_timeout)
-        opens = "sid" not in request.args
-        return clients.answer(request, sent, door(request.environ, None) if opens else None)
+        admitted = handshake(request.environ, None) if "sid" not in request.args else None
+        if accepted is not None:
+            return transport.upgrade(request, sock, accepted, admitted)
+        return transport.answer(request, sent, admitted)
 
     rule = "/socket.io/"
     blueprint.add_url_rule(rule, "socketio", socketio, methods=["GET", "POST"])
@@ -78,69 +84,71 @@ def add_socketio(blueprint: Blueprint, clients: SocketIOTransport, door: Handsha
 
 
 class RequestOpener:
-    """Who has opened a Socket.IO session: the session's id alone makes nobody that one.
+    """The caller that has opened a Socket.IO session: its id alone does not prove who one is.
 
-    Whoever was nobody then, and says who it is in `auth` or never, is known by the id alone.
+    A caller who was anonymous then, and identifies itself in `auth` or never, is known by the
+    session's id alone.
     """
 
-    def __init__(self, visitor: Caller) -> None:
-        self._visitor = visitor
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
 
     def sends(self, request: Request) -> bool:
-        """Whether a later request is of the same principal, with the same ticket if any.
+        """Return whether a later request has the same principal, and the same ticket if any.
 
-        Raises Forbidden for one that a foreign page makes. What excuses that in the handshake, a
-        token or a ticket, excuses it here where it is the same.
+        Raises Forbidden for a request from a foreign page. A token or a ticket that excused one in
+        the handshake excuses it here, if it is the same.
         """
-        access, opened = current_service().access, self._visitor
-        if not opened.explicit:
+        access, opener = current_service().access, self._caller
+        if not opener.explicit:
             _check_page(access.origins, request)
-        if not opened.identified:
+        if not opener.identified:
             return True
         try:
-            visitor = access.caller(request)
+            caller = access.caller(request)
         except Unauthorized:
             return False
-        return visitor.principal == opened.principal and _ticket(visitor) == _ticket(opened)
+        return caller.principal == opener.principal and _ticket(caller) == _ticket(opener)
 
 
-def _ticket(visitor: Caller) -> Ticket | None:
-    return None if visitor.ticket is None else visitor.ticket.ticket
+def _ticket(caller: Caller) -> Ticket | None:
+    return None if caller.ticket is None else caller.ticket.ticket
 
 
 def _check_page(origins: Origins, request: Request) -> None:
     origins.check_page(request, public=True)
-    if request.method == "GET":  # as a WebSocket, or a poll, of which a browser says less
+    if request.method == "GET":  # of a WebSocket, or a poll, a browser tells less
         origins.check_handshake(request, public=True)
 
 
 def make_handshake(app: Flask) -> Handshake:
-    """What lets Socket.IO clients in.
+    """Return the function that admits Socket.IO clients.
 
-    Who says nothing of themselves in the handshake may do so in `auth`, and may ask only then.
+    A client that does not identify itself in the handshake may do so in `auth`, and may ask only
+    then.
     """
 
-    def door(
+    def handshake(
         environ: Mapping[str, Any], auth: Any
     ) -> tuple[AnyChainSession, StreamPermit, RequestOpener]:
-        with app.request_context(_with(environ, auth)) as context:
-            now = context.request
-            access, visitor = current_service().access, current_caller()
-            if not visitor.explicit:
-                _check_page(access.origins, now)
-            permit = StreamPermit(access, now, visitor, current_service().settings.recheck)
-            return AnyChainSession(visitor, now), permit, RequestOpener(visitor)
+        with app.request_context(_with_auth(environ, auth)) as context:
+            request = context.request
+            service, caller = current_service(), current_caller()
+            if not caller.explicit:
+                _check_page(service.access.origins, request)
+            permit = StreamPermit(service.access, request, caller, service.settings.recheck)
+            return AnyChainSession(caller, request), permit, RequestOpener(caller)
 
-    return door
+    return handshake
 
 
-def _with(environ: Mapping[str, Any], auth: Any) -> dict[str, Any]:
-    """The handshake's request, with the `token` or the `ticket` in what a client says of itself."""
+def _with_auth(environ: Mapping[str, Any], auth: Any) -> dict[str, Any]:
+    """Return the handshake's request with the `token` or the `ticket` of `auth`."""
     changed = {k: v for k, v in environ.items() if k != "werkzeug.request"}
     if auth is None:
         return changed
     if not isinstance(auth, dict):
-        raise BadRequest("auth is no object.", field="auth")
+        raise BadRequest("auth is not an object.", field="auth")
     for name in ("token", "ticket"):
         if not isinstance(auth.get(name, ""), str):
             raise BadRequest(f"{name} is not text.", field=name)
