@@ -182,6 +182,7 @@ def test_a_failed_answer_is_an_error_and_no_end(site: Server, transports: list[s
             "error": "Something went wrong while answering.",
             "code": "chain_error",
             "retryable": True,
+                "finish_reason": None,
             "run": run,
         }
         assert text_of(events) == "One "
