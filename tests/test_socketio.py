@@ -151,7 +151,9 @@ def test_the_official_client_is_told_a_run_by_its_log(
         assert events[0]["data"]["input"] == {"question": "What?"}
         assert places(events) == list(range(1, len(events) + 1))
         assert events == as_told(log_of(site, run))
-        assert events[-1]["data"] == {"full_response": "a b\n😀", "status": "done", "run": run}
+        assert events[-1]["data"] == {
+            "full_response": "a b\n😀", "status": "done", "finish_reason": "stop", "run": run,
+        }  # fmt: skip
         assert text_of(events) == "a b\n😀"
         # A second one on the same connection follows the first.
         provider.script = Script(["Yes"])

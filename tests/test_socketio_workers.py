@@ -71,7 +71,9 @@ def test_the_worker_is_killed_and_another_goes_on_byte_for_byte(
             assert whole[-1]["data"]["code"] == "worker_lost"
         else:
             full = "".join(f"word{n} " for n in range(40))
-            assert whole[-1]["data"] == {"full_response": full, "status": "done", "run": run}
+            assert whole[-1]["data"] == {
+                "full_response": full, "status": "done", "finish_reason": "stop", "run": run,
+            }  # fmt: skip
     assert len(provider.calls) == 1
 
 
