@@ -5,8 +5,8 @@ an error. Out come `stream_start`, `stream_chunk` `{content}`, `stream_end` `{fu
 `stream_error` `{error}`, and `stream_<type>` for all other events of a run, each with its `id`,
 `<run>:<seq>`. A client that comes back resumes with the last one; the model is not called again.
 
-Events of a run come from its log, in whichever worker the client is. The message queue, where the
-store is Redis, is for what an app itself emits to the clients of all workers.
+Events of a run come from its log. The message queue, where the store is Redis, is for what an app
+itself emits to the clients of all workers.
 """
 
 from __future__ import annotations
@@ -203,10 +203,7 @@ class SocketIOTransport:
         if client is None:
             raise Refused("Connect again.")
         try:
-            if auth:
-                self._identify(client, environ, auth)
-            else:
-                client.reset()
+            self._identify(client, environ, auth) if auth else client.reset()
             client.subscriptions.session.check()
             client.set_sid(sid)
         except RequestError as error:
@@ -252,8 +249,8 @@ class SocketIOTransport:
         try:
             admitted = self._handshake(environ, None)
         except RequestError as error:
-            data = {"error": error.detail, "status": error.status, "field": error.field}
-            self._server.emit("stream_error", {"id": None} | data, to=sid, ignore_queue=True)
+            data = {"id": None, "error": error.detail, "status": error.status, "field": error.field}
+            self._server.emit("stream_error", data, to=sid, ignore_queue=True)
             return None
         client = self._add(session, admitted)
         client.set_sid(sid)
