@@ -631,7 +631,7 @@ def test_an_eviction_policy_that_deletes_logs_is_said_at_start(
         with Redis(port=valkey.port) as admin:
             admin.config_set("maxmemory-policy", "volatile-lru")
             RedisStore(valkey.url).close()
-            assert "volatile-lru, which forgets counts and claims" in caplog.text
+            assert "volatile-lru, which deletes counters and claims" in caplog.text
             caplog.clear()
             admin.config_set("maxmemory-policy", "noeviction")
             RedisStore(valkey.url).close()

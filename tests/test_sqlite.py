@@ -304,9 +304,9 @@ def test_a_log_survives_its_store(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("no database at all, but text" * 100, "is no database of SQLite"),
-        ("CREATE TABLE theirs (x)", "is the database of another program"),
-        ("PRAGMA application_id = 7", "is the database of another program"),
+        ("no database at all, but text" * 100, "is not an SQLite database"),
+        ("CREATE TABLE theirs (x)", "belongs to another program"),
+        ("PRAGMA application_id = 7", "belongs to another program"),
         (
             f"PRAGMA application_id = {sqlite_file.APPLICATION}; PRAGMA user_version = 99",
             "has format 99, and this version of flask_stream reads 3",
@@ -387,7 +387,7 @@ def plan(path: Path, statement: str) -> list[str]:
 
 
 def test_live_runs_are_counted_among_live_runs_alone(path: Path, store: SqliteStore) -> None:
-    for name in ("CREATE", "DENIED"):
+    for name in ("CREATE", "REFUSAL"):
         searches = [step for step in plan(path, STATEMENTS[name]) if "SEARCH runs" in step]
         assert len(searches) == 2
         assert all("USING INDEX live_of (principal=?" in step for step in searches), searches
@@ -549,7 +549,7 @@ def test_a_file_that_cannot_be_brought_up_is_left_as_it_was(
 ) -> None:
     run = new_run()
     of_format_1(path, [run])
-    monkeypatch.setattr(sqlite_file, "_FILL", "INSERT INTO nowhere VALUES (1)")
+    monkeypatch.setattr(sqlite_file, "_FILL_CONVERSATIONS", "INSERT INTO nowhere VALUES (1)")
     with pytest.raises(StoreError, match="no such table: nowhere"):
         SqliteStore(path)
     monkeypatch.undo()

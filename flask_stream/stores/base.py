@@ -1,9 +1,8 @@
-"""The contract of a store: it keeps the logs of runs.
+"""The contract of a store, which keeps the logs of runs.
 
-A store knows nothing about Flask, chains or readers. Any number of threads may call it. Run and
-conversation ids satisfy `events.is_id`. Principals, titles, keys and values are any text that UTF-8
-can encode: no lone surrogates. Every method may raise `StoreError` when the store cannot be
-reached. A call that raised may be repeated: nothing is stored twice.
+A store knows nothing about Flask, chains or readers. It is thread-safe. Run and conversation ids
+satisfy `events.is_id`. Principals, titles, keys and values are any text that UTF-8 can encode.
+Every method may raise `StoreError`; the call may then be repeated, and nothing is stored twice.
 """
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ class Run:
     `attempt` counts from 1 and grows when another worker takes the run over.
 
     `started` (the chain was called), `first_chunk` and `ended` are in whole milliseconds since
-    `created`, like `Event.at`; None if that has not happened, or was not recorded. `answer` is the
-    text of the run's messages as a JSON string. It is None while the run is live, and where the
-    answer of an ended run has to be read from its log.
+    `created`, like `Event.at`; None if that has not happened or was not recorded. `answer` is the
+    text of the run's messages as a JSON string; None if the run is live or its log has to be read.
     """
 
     id: str
@@ -59,8 +57,8 @@ class Run:
 class Conversation:
     """A conversation as the store knows it: the runs of one principal that share its id.
 
-    `created` and `updated` are when its first and its newest run were created, though they may be
-    gone, in seconds since the epoch.
+    `created` and `updated` are the times at which its first and its newest run were created, in
+    seconds since the epoch. Those runs may have been removed since.
     """
 
     id: str
@@ -73,8 +71,8 @@ class Conversation:
 class CreateConditions(NamedTuple):
     """The conditions under which a run may be created.
 
-    `max_live_runs` limits its principal's live runs, with this one; 0 is no limit. `only_live_run`
-    forbids another live run in its conversation. `title` is for a new conversation.
+    `max_live_runs` limits the live runs of the principal, including this one; 0 means no limit.
+    `only_live_run` forbids another live run in the conversation. `title` is for a new conversation.
     """
 
     max_live_runs: int = 0
@@ -90,11 +88,11 @@ class CreateRefused(Exception):
 
 
 class TooManyLiveRuns(CreateRefused):
-    """The principal has as many live runs as it may have."""
+    """The principal has reached its limit of live runs."""
 
 
 class ConversationBusy(CreateRefused):
-    """The conversation has a live run, `run`."""
+    """The conversation already has a live run, `run`."""
 
     def __init__(self, run: str) -> None:
         super().__init__(run)
@@ -102,7 +100,7 @@ class ConversationBusy(CreateRefused):
 
 
 class Batch(NamedTuple):
-    """Events to store in one piece: they follow the event with seq `after`.
+    """Events to store together, directly after the event with seq `after`.
 
     `status` is the run's final status if the last event is its `end`, whose `at` becomes the run's
     `ended`. The fields after it are those of `Run`; None leaves what is stored unchanged.
@@ -127,11 +125,11 @@ class LeaseState(Enum):
 
     YES = "yes"
     CANCEL = "cancel"  # renewed, and somebody asked for the run to be cancelled
-    LOST = "lost"  # another worker holds the run, or it ended, or it does not exist
+    LOST = "lost"  # another worker holds the run, or it has ended, or it does not exist
 
 
 class News(NamedTuple):
-    """A change to a run: its log has (or may have) grown, or it is to be cancelled."""
+    """A change to a run: its log may have grown or, with `cancel`, it is to be cancelled."""
 
     run: str
     cancel: bool
@@ -146,7 +144,7 @@ class PurgedRun(NamedTuple):
 
 
 class Store(ABC):
-    """Keeps logs."""
+    """Keeps the logs of runs."""
 
     # Runs
 
@@ -154,59 +152,60 @@ class Store(ABC):
     def create(
         self, run: Run, lease_token: str, lease: float, conditions: CreateConditions = NO_CONDITIONS
     ) -> Run | None:
-        """Create a run and return None; or return the run with that id if there is one.
+        """Create a run and return None, or return the existing run with that id.
 
-        `lease_token` holds the run for `lease` seconds. The call is atomic: of any number of
-        callers with the same id, one gets None. The token that created a run gets None again if it
-        repeats the call. Raises ConversationBusy, or else TooManyLiveRuns, when the id is new and
-        the conditions are not met; nothing is stored then. Conditions are checked atomically, too.
+        `lease_token` holds the run for `lease` seconds. The call is atomic: if several callers use
+        the same id, one of them gets None. The token that created a run gets None again if it
+        repeats the call. If a condition is not met, store nothing; raise ConversationBusy
+        or else TooManyLiveRuns.
         """
 
     @abstractmethod
     def get(self, run: str) -> Run | None:
-        """Return the run, or None if there is none."""
+        """Return the run, or None if it does not exist."""
 
     @abstractmethod
     def branch(self, run: str, limit: int) -> list[Run]:
-        """Return the run, its parent, that one's parent and so on: up to `limit`, in one call.
+        """Return the run, its parent, its parent's parent and so on, in one round trip.
 
-        The list ends before the first run that does not exist.
+        The list ends after `limit` runs, or before the first run that does not exist.
         """
 
     @abstractmethod
     def expired_principal(self, run: str) -> str | None:
-        """Return the principal of a run that `purge` removed, if still known, else None."""
+        """Return the principal of a run that `purge` removed, or None if it is not known."""
 
     @abstractmethod
     def append(self, batches: Sequence[Batch]) -> list[bool]:
-        """Store every batch whole, in one round trip; True for each that is stored.
+        """Store each batch as a whole, all in one round trip; return whether each is stored.
 
         False means that the lease token does not hold the run, that the run has ended, or that its
         log does not end at `after`. Repeating the last batch of a log, unchanged and with the same
-        token, gives True and stores nothing.
+        token, returns True and stores nothing.
         """
 
     @abstractmethod
     def read(self, run: str, after: int, limit: int) -> list[Event]:
         """Return the events with a seq above `after`, in order and without a gap.
 
-        `limit` of them, all, or a few more than `limit`. Empty for an unknown run. `at` is 0 in
-        logs that were stored before times were recorded.
+        If there are more than `limit`, return `limit` or a few more. The list is empty for an
+        unknown run. `at` is 0 in logs that were stored before times were recorded.
         """
 
     @abstractmethod
     def cancel(self, run: str) -> None:
-        """Ask the worker that holds the run to cancel it. No effect on a run that has ended."""
+        """Ask the worker that holds the run to cancel it. Ignored if the run has ended."""
 
     @abstractmethod
     def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, LeaseState]:
-        """Hold runs (id -> lease token) for `lease` more seconds; return what became of each."""
+        """Renew the leases of runs (id -> lease token) for `lease` seconds; return the results."""
 
     @abstractmethod
     def take_over(self, lease_token: str, lease: float, limit: int) -> list[Run]:
         """Take over up to `limit` live runs whose lease has run out, and return them.
 
-        `lease_token` then holds them, and `attempt` is one higher. Each goes to one caller only.
+        `lease_token` then holds them, and their `attempt` is one higher. Each run is returned to
+        one caller only.
         """
 
     @abstractmethod
@@ -222,44 +221,45 @@ class Store(ABC):
     def conversations(
         self, principal: str, limit: int, before: tuple[float, str] | None = None
     ) -> list[Conversation]:
-        """Return up to `limit` of a principal's conversations, by falling (updated, id).
+        """Return up to `limit` conversations of a principal, by (updated, id) in descending order.
 
-        `before` is the (updated, id) of the last one on the page before.
+        `before` is the (updated, id) of the last conversation on the previous page.
         """
 
     @abstractmethod
     def conversation(self, principal: str, id: str) -> Conversation | None:
-        """Return a principal's conversation, or None. Principals share no conversations."""
+        """Return a principal's conversation, or None. The same id of two principals is two."""
 
     @abstractmethod
     def runs(self, principal: str, conversation: str) -> list[Run]:
-        """Return a conversation's runs by `created`, then by id; empty without one."""
+        """Return a conversation's runs in order of (created, id); empty if it does not exist."""
 
     @abstractmethod
     def newest(self, principal: str, conversation: str) -> Run | None:
-        """Return the last of `runs`, or None, without reading the others."""
+        """Return the last run that `runs` would return, or None, without reading the others."""
 
     @abstractmethod
     def rename_conversation(self, principal: str, conversation: str, title: str) -> bool:
-        """Change a conversation's title; False if there is no such conversation."""
+        """Change a conversation's title; return False if it does not exist."""
 
     @abstractmethod
     def delete_conversation(self, principal: str, conversation: str) -> bool:
-        """Remove a conversation and all of its runs; False if there is no such conversation.
+        """Remove a conversation and all of its runs; return False if it does not exist.
 
-        Workers lose their leases and watchers get news. `expired_principal` knows none of these.
+        Leases of live runs are lost, and `news` reports watched runs. `expired_principal` does not
+        remember these runs.
         """
 
     @abstractmethod
     def count(self, key: str, amount: int, ttl: float) -> int:
         """Add to a counter and return its value. A new one starts at 0 and lives `ttl` seconds.
 
-        An amount of 0 only reads. A repeated call counts again.
+        An amount of 0 only reads the value. Unlike other calls, a repeated call counts twice.
         """
 
     @abstractmethod
     def claim(self, key: str, value: str, ttl: float) -> str:
-        """Set a key for `ttl` seconds unless it is set; return its value. Atomic."""
+        """Set a key for `ttl` seconds unless it is set; return its value. The call is atomic."""
 
     @abstractmethod
     def release_claim(self, key: str, value: str) -> None:
@@ -267,7 +267,7 @@ class Store(ABC):
 
     @contextmanager
     def lock(self, key: str, timeout: float) -> Iterator[None]:
-        """Hold a lock, for at most `timeout` seconds. Raises TimeoutError if it is not free."""
+        """Hold a lock for up to `timeout` seconds. Raise TimeoutError if it stays taken."""
         token, deadline = new_id(), time.monotonic() + timeout
         while self.claim(key, token, timeout) != token:
             if time.monotonic() > deadline:
@@ -282,7 +282,7 @@ class Store(ABC):
 
     @abstractmethod
     def watch(self, run: str) -> None:
-        """Make `news` report this run. At least one report follows this call."""
+        """Make `news` report this run. It is reported at least once after this call."""
 
     @abstractmethod
     def unwatch(self, run: str) -> None:
@@ -292,7 +292,8 @@ class Store(ABC):
     def news(self, timeout: float) -> list[News]:
         """Wait up to `timeout` seconds for news of watched runs, and of runs to be cancelled.
 
-        One thread per process calls this. It may report too much, but never too little.
+        Only one thread per process calls this. News may be reported more than once, or without
+        cause, but no change is left out.
         """
 
     def close(self) -> None:  # noqa: B027 - a store may have nothing to close

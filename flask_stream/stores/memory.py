@@ -1,4 +1,4 @@
-"""`memory://`: logs in this process, gone with it. The reference for what a store does."""
+"""The store `memory://`, which keeps logs in this process. The reference for other stores."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from .memory_values import ExpiringValues
 class _Log:
     run: Run
     lease_token: str
-    lease: float  # when it runs out, on the monotonic clock
+    lease: float  # when the lease expires, on the monotonic clock
     events: list[Event] = field(default_factory=list)
     cancel: bool = False
 
 
 @dataclass(slots=True)
-class _Talk:
+class _ConversationRuns:
     conversation: Conversation
     runs: dict[str, None] = field(default_factory=dict)
     live: dict[str, None] = field(default_factory=dict)
 
 
 class MemoryStore(Store):
-    """Keeps logs in a dictionary. Only for a service of one process."""
+    """Keeps logs in a dictionary. For a service of one process only."""
 
     def __init__(self) -> None:
         self._logs: dict[str, _Log] = {}
-        self._talks: dict[str, dict[str, _Talk]] = {}  # by principal and id
-        self._live: Counter[str] = Counter()  # runs, by principal
-        self._expired: dict[str, str] = {}  # principals, by run
+        self._conversations: dict[str, dict[str, _ConversationRuns]] = {}  # by principal and id
+        self._live: Counter[str] = Counter()  # numbers of live runs, by principal
+        self._expired: dict[str, str] = {}  # principals of removed runs, by run
         self._counters: ExpiringValues[int] = ExpiringValues()
         self._claims: ExpiringValues[str] = ExpiringValues()
         self._watched: set[str] = set()
@@ -70,22 +70,22 @@ class MemoryStore(Store):
             return None
 
     def _admit(self, run: Run, conditions: CreateConditions) -> None:
-        talk = self._talk(run.principal, run.conversation)
-        if conditions.only_live_run and talk and talk.live:
-            raise ConversationBusy(next(iter(talk.live)))
+        found = self._conversation(run.principal, run.conversation)
+        if conditions.only_live_run and found and found.live:
+            raise ConversationBusy(next(iter(found.live)))
         if 0 < conditions.max_live_runs <= self._live[run.principal]:
             raise TooManyLiveRuns
-        if talk is None:
-            known = (run.conversation, run.principal, conditions.title, run.created, run.created)
-            talk = _Talk(Conversation(*known))
-            self._talks.setdefault(run.principal, {})[run.conversation] = talk
-        updated = max(run.created, talk.conversation.updated)
-        talk.conversation = replace(talk.conversation, updated=updated)
-        talk.runs[run.id] = talk.live[run.id] = None
+        if found is None:
+            values = (run.conversation, run.principal, conditions.title, run.created, run.created)
+            found = _ConversationRuns(Conversation(*values))
+            self._conversations.setdefault(run.principal, {})[run.conversation] = found
+        updated = max(run.created, found.conversation.updated)
+        found.conversation = replace(found.conversation, updated=updated)
+        found.runs[run.id] = found.live[run.id] = None
         self._live[run.principal] += 1
 
-    def _talk(self, principal: str, conversation: str) -> _Talk | None:
-        return self._talks.get(principal, {}).get(conversation)
+    def _conversation(self, principal: str, conversation: str) -> _ConversationRuns | None:
+        return self._conversations.get(principal, {}).get(conversation)
 
     def get(self, run: str) -> Run | None:
         log = self._logs.get(run)
@@ -115,22 +115,22 @@ class MemoryStore(Store):
         if log.run.seq != batch.after or not log.run.live:
             return log.run.seq == last and log.events[batch.after :] == list(batch.events)
         log.events.extend(batch.events)
-        log.run = _after(log.run, last, batch)
+        log.run = _advanced(log.run, last, batch)
         if batch.status is not None:
             self._end(log.run)
         if batch.run in self._watched:
-            self._tell(News(batch.run, cancel=False))
+            self._report(News(batch.run, cancel=False))
         return True
 
     def _end(self, run: Run) -> None:
-        del self._talks[run.principal][run.conversation].live[run.id]
+        del self._conversations[run.principal][run.conversation].live[run.id]
         self._live[run.principal] -= 1
         if not self._live[run.principal]:
             del self._live[run.principal]
 
     def read(self, run: str, after: int, limit: int) -> list[Event]:
         log = self._logs.get(run)
-        # An event's place is its seq less one, because seqs have no gap.
+        # Seqs have no gap, so an event's index is its seq minus one.
         return log.events[after : after + limit] if log else []
 
     def cancel(self, run: str) -> None:
@@ -138,7 +138,7 @@ class MemoryStore(Store):
             log = self._logs.get(run)
             if log and log.run.live:
                 log.cancel = True
-                self._tell(News(run, cancel=True))
+                self._report(News(run, cancel=True))
 
     def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, LeaseState]:
         with self._changed:
@@ -156,8 +156,8 @@ class MemoryStore(Store):
     def take_over(self, lease_token: str, lease: float, limit: int) -> list[Run]:
         now = time.monotonic()
         with self._changed:
-            lost = (log for log in self._logs.values() if log.run.live and log.lease < now)
-            taken = list(islice(lost, limit))
+            overdue = (log for log in self._logs.values() if log.run.live and log.lease < now)
+            taken = list(islice(overdue, limit))
             for log in taken:
                 log.lease_token, log.lease = lease_token, now + lease
                 log.run = replace(log.run, attempt=log.run.attempt + 1)
@@ -171,18 +171,18 @@ class MemoryStore(Store):
             for run in purged:
                 del self._logs[run.id]
                 self._expired[run.id] = run.principal
-                runs = self._talks[run.principal][run.conversation].runs
+                runs = self._conversations[run.principal][run.conversation].runs
                 del runs[run.id]
                 if not runs:
-                    self._drop(run.principal, run.conversation)
+                    self._remove(run.principal, run.conversation)
             while len(self._expired) > _TOMBSTONES:
                 del self._expired[next(iter(self._expired))]
             return [PurgedRun(run.chain, run.principal, run.conversation) for run in purged]
 
-    def _drop(self, principal: str, conversation: str) -> None:
-        del self._talks[principal][conversation]
-        if not self._talks[principal]:
-            del self._talks[principal]
+    def _remove(self, principal: str, conversation: str) -> None:
+        del self._conversations[principal][conversation]
+        if not self._conversations[principal]:
+            del self._conversations[principal]
 
     # Conversations
 
@@ -190,64 +190,66 @@ class MemoryStore(Store):
         self, principal: str, limit: int, before: tuple[float, str] | None = None
     ) -> list[Conversation]:
         with self._changed:
-            found = [talk.conversation for talk in self._talks.get(principal, {}).values()]
+            entries = self._conversations.get(principal, {}).values()
+            found = [entry.conversation for entry in entries]
         if before is not None:
             found = [each for each in found if (each.updated, each.id) < before]
         return sorted(found, key=lambda each: (each.updated, each.id), reverse=True)[:limit]
 
     def conversation(self, principal: str, id: str) -> Conversation | None:
-        talk = self._talk(principal, id)
-        return talk.conversation if talk else None
+        found = self._conversation(principal, id)
+        return found.conversation if found else None
 
     def runs(self, principal: str, conversation: str) -> list[Run]:
-        with self._changed:
-            talk = self._talk(principal, conversation)
-            runs = [self._logs[run].run for run in talk.runs] if talk else []
-        return sorted(runs, key=lambda run: (run.created, run.id))
+        return sorted(self._runs(principal, conversation), key=lambda run: (run.created, run.id))
 
     def newest(self, principal: str, conversation: str) -> Run | None:
-        with self._changed:
-            talk = self._talk(principal, conversation)
-            runs = [self._logs[run].run for run in talk.runs] if talk else []
+        runs = self._runs(principal, conversation)
         return max(runs, key=lambda run: (run.created, run.id), default=None)
+
+    def _runs(self, principal: str, conversation: str) -> list[Run]:
+        with self._changed:
+            found = self._conversation(principal, conversation)
+            return [self._logs[run].run for run in found.runs] if found else []
 
     def rename_conversation(self, principal: str, conversation: str, title: str) -> bool:
         with self._changed:
-            talk = self._talk(principal, conversation)
-            if talk is None:
+            found = self._conversation(principal, conversation)
+            if found is None:
                 return False
-            talk.conversation = replace(talk.conversation, title=title)
+            found.conversation = replace(found.conversation, title=title)
             return True
 
     def delete_conversation(self, principal: str, conversation: str) -> bool:
         with self._changed:
-            talk = self._talk(principal, conversation)
-            if talk is None:
+            found = self._conversation(principal, conversation)
+            if found is None:
                 return False
-            for run in talk.runs:
+            for run in found.runs:
                 log = self._logs.pop(run)
                 if log.run.live:
                     self._end(log.run)
                 if run in self._watched:
-                    self._tell(News(run, cancel=False))
-            self._drop(principal, conversation)
+                    self._report(News(run, cancel=False))
+            self._remove(principal, conversation)
             return True
 
-    # Small things that have a time to live
+    # Counters and claims
 
     def count(self, key: str, amount: int, ttl: float) -> int:
         with self._changed:
-            there = self._counters.get(key)
+            total = (self._counters.get(key) or 0) + amount
             if amount:
-                self._counters.set(key, (there or 0) + amount, ttl)
-            return (there or 0) + amount
+                self._counters.set(key, total, ttl)
+            return total
 
     def claim(self, key: str, value: str, ttl: float) -> str:
         with self._changed:
-            there = self._claims.get(key)
-            if there is None:
+            current = self._claims.get(key)
+            if current is None:
                 self._claims.set(key, value, ttl)
-            return value if there is None else there
+                return value
+            return current
 
     def release_claim(self, key: str, value: str) -> None:
         with self._changed:
@@ -259,7 +261,7 @@ class MemoryStore(Store):
     def watch(self, run: str) -> None:
         with self._changed:
             self._watched.add(run)
-            self._tell(News(run, cancel=False))
+            self._report(News(run, cancel=False))
 
     def unwatch(self, run: str) -> None:
         self._watched.discard(run)
@@ -272,14 +274,14 @@ class MemoryStore(Store):
             self._news.clear()
             return news
 
-    def _tell(self, news: News) -> None:
+    def _report(self, news: News) -> None:
         self._news[news] = None
         self._changed.notify_all()
 
 
-def _after(run: Run, last: int, batch: Batch) -> Run:
-    """Return the run as it is once the batch is stored."""
-    if batch[4:] == (None, None, None, None):  # as it is once per token
+def _advanced(run: Run, last: int, batch: Batch) -> Run:
+    """Return the run as it is after the batch is stored."""
+    if batch[4:] == (None, None, None, None):  # the fast path for most tokens
         return replace(run, seq=last)
     return replace(
         run,
@@ -292,5 +294,5 @@ def _after(run: Run, last: int, batch: Batch) -> Run:
     )
 
 
-#: How many ids of expired runs are remembered, so that they can be told from unknown ones.
+#: The number of removed runs that are remembered, to tell them from unknown ones.
 _TOMBSTONES = 10_000

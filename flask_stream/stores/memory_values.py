@@ -10,23 +10,23 @@ V = TypeVar("V")
 
 
 class ExpiringValues(Generic[V]):
-    """Values by key, each gone when its time to live is over. Not safe for threads."""
+    """A mapping whose values expire after their time to live. It is not thread-safe."""
 
     def __init__(self) -> None:
-        self._values: dict[str, tuple[V, float]] = {}  # with the time when each expires
-        self._queue: list[tuple[float, str]] = []  # a heap of those times
+        self._values: dict[str, tuple[V, float]] = {}  # each with the time when it expires
+        self._queue: list[tuple[float, str]] = []  # a heap of these times
 
     def get(self, key: str) -> V | None:
-        """Return the value, or None."""
+        """Return the value, or None if it is not set or has expired."""
         while self._queue and self._queue[0][0] <= time.monotonic():
             until, expired = heapq.heappop(self._queue)
-            # Not a value that was removed and set again: it has more time.
+            # A value that was removed and set again expires later.
             if expired in self._values and self._values[expired][1] == until:
                 del self._values[expired]
         return self._values[key][0] if key in self._values else None
 
     def set(self, key: str, value: V, ttl: float) -> None:
-        """Set a value: a new one for `ttl` seconds, an existing one for the rest of its time."""
+        """Set a value. A new one expires after `ttl` seconds; an existing one keeps its expiry."""
         if key in self._values:
             self._values[key] = (value, self._values[key][1])
         else:
@@ -35,5 +35,5 @@ class ExpiringValues(Generic[V]):
             heapq.heappush(self._queue, (until, key))
 
     def remove(self, key: str) -> None:
-        """Remove a value that is there."""
+        """Remove a value. Raise KeyError if it is not set."""
         del self._values[key]

@@ -1,25 +1,26 @@
--- Stores batches, each whole, each only for the lease token that holds its run and only where its
--- log ends.
+-- Stores batches. A batch is stored as a whole if its lease token holds the run and if it follows
+-- the last event of the run's log.
 -- KEYS  the live runs; the ended runs; the runs to be cancelled
--- ARGV  the prefix of all keys; then for each batch: the run's id, the lease token, the seq that it
---       follows, its last seq, the run's final status or nothing, and then nothing, or what the run
---       is to remember: started, first_chunk, ended, answer, with tabs between; and its events as
---       lines. Few arguments, because each costs the client more than it costs here.
--- Returns 1 for each batch that is stored, by this call or by an earlier one, else 0.
+-- ARGV  the prefix of all keys; then for each batch two arguments, because each argument costs the
+--       client time. The first has these fields, separated by tabs: the run's id, the lease token,
+--       the seq before the batch, its last seq, the run's final status or nothing; and then either
+--       nothing or the run's started, first_chunk, ended, answer. The second is the events as
+--       lines.
+-- Returns for each batch: 1 if it is stored, by this call or by an earlier one, else 0.
 local runs, logs, news = ARGV[1] .. 'run:', ARGV[1] .. 'log:', ARGV[1] .. 'news:'
 
-local function ended(id, run)
-  local of = redis.call('HMGET', run, 'created', 'conversation', 'principal')
+local function mark_ended(id, run)
+  local fields = redis.call('HMGET', run, 'created', 'conversation', 'principal')
   redis.call('ZREM', KEYS[1], id)
-  redis.call('ZADD', KEYS[2], of[1], id)
+  redis.call('ZADD', KEYS[2], fields[1], id)
   redis.call('SREM', KEYS[3], id)
-  redis.call('SREM', ARGV[1] .. 'live-in:' .. of[2] .. ':' .. of[3], id)
-  redis.call('SREM', ARGV[1] .. 'live-of:' .. of[3], id)
+  redis.call('SREM', ARGV[1] .. 'live-in:' .. fields[2] .. ':' .. fields[3], id)
+  redis.call('SREM', ARGV[1] .. 'live-of:' .. fields[3], id)
 end
 
-local function remember(run, facts)
+local function set_fields(run, values)
   local names, i = {'started', 'first_chunk', 'ended', 'answer'}, 0
-  for value in string.gmatch(facts .. '\t', '([^\t]*)\t') do
+  for value in string.gmatch(values .. '\t', '([^\t]*)\t') do
     i = i + 1
     if value ~= '' then
       redis.call('HSET', run, names[i], value)
@@ -28,26 +29,26 @@ local function remember(run, facts)
 end
 
 local function append(head, events)
-  local id, lease_token, after, last, status, facts =
+  local id, lease_token, after, last, status, values =
     string.match(head, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t(.*)$')
-  local run, log, place = runs .. id, logs .. id, last .. '-0'
-  local held = redis.call('HMGET', run, 'lease_token', 'seq', 'status')
-  if held[1] ~= lease_token then
+  local run, log, entry = runs .. id, logs .. id, last .. '-0'
+  local current = redis.call('HMGET', run, 'lease_token', 'seq', 'status')
+  if current[1] ~= lease_token then
     return 0
   end
-  if held[2] ~= after or held[3] ~= 'running' then
-    local stored = redis.call('XRANGE', log, place, place)[1]
+  if current[2] ~= after or current[3] ~= 'running' then
+    local stored = redis.call('XRANGE', log, entry, entry)[1]
     return stored and stored[2][2] == events and 1 or 0
   end
-  redis.call('XADD', log, place, 'e', events)
+  redis.call('XADD', log, entry, 'e', events)
   if status == '' then
     redis.call('HSET', run, 'seq', last)
   else
     redis.call('HSET', run, 'seq', last, 'status', status)
-    ended(id, run)
+    mark_ended(id, run)
   end
-  if facts ~= '' then
-    remember(run, facts)
+  if values ~= '' then
+    set_fields(run, values)
   end
   redis.call('PUBLISH', news .. id, '')
   return 1

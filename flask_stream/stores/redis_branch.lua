@@ -1,6 +1,6 @@
--- Reads a run, its parent, that one's parent and so on.
--- ARGV  what the runs' keys begin with; the run's id; the largest number of runs
--- Returns the id and the fields of each.
+-- Reads a run, its parent, its parent's parent and so on.
+-- ARGV  the prefix of the runs' keys; the run's id; the largest number of runs
+-- Returns the id and the fields of each run.
 local found, id = {}, ARGV[2]
 while id and #found < tonumber(ARGV[3]) do
   local run = ARGV[1] .. id

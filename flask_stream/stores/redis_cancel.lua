@@ -1,6 +1,6 @@
--- Asks a live run's lease_token to cancel it.
+-- Asks the worker that holds a live run to cancel it.
 -- KEYS  the run; the runs to be cancelled
--- ARGV  the run's id; the channel that every process hears
+-- ARGV  the run's id; the channel to which every process subscribes
 -- Returns nothing.
 if redis.call('HGET', KEYS[1], 'status') == 'running' then
   redis.call('HSET', KEYS[1], 'cancel', 1)

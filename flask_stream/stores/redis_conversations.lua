@@ -1,8 +1,8 @@
 -- Lists a principal's conversations, the last updated first.
--- KEYS  its conversations, by when they were updated
--- ARGV  what the conversations' keys begin with, the principal; when the first ones may have been
---       updated; how many at most, beside those that were updated at that very moment
--- Returns of each: id, fields.
+-- KEYS  the principal's conversations by `updated`
+-- ARGV  the prefix of the conversations' keys; the principal; the latest `updated` to list; the
+--       largest number of conversations, not counting those with exactly that `updated`
+-- Returns the id and the fields of each conversation.
 local ties = redis.call('ZCOUNT', KEYS[1], ARGV[3], ARGV[3])
 local found = {}
 for i, id in ipairs(redis.call('ZREVRANGEBYSCORE', KEYS[1], ARGV[3], '-inf',

@@ -1,21 +1,22 @@
--- Creates a run that a lease token holds, if its conditions are met.
--- KEYS  the run; the live runs, by when their lease runs out; its conversation; the runs in that,
---       by when they were created; the live runs in that; its principal's conversations, by when
---       they were updated; its principal's live runs
--- ARGV  the run's id; the lease token; the lease in ms; its conversation's id; when it was created;
---       the conditions: how many live runs its principal may have with it, 1 if it must be the only
---       live run of its conversation, a title; then the names and values of the run's fields
--- Returns nil if this token has created the run, now or before; else {'there', the run's fields},
+-- Creates a run, held by a lease token, if its conditions are met.
+-- KEYS  the run; all live runs by the expiry of their lease; the run's conversation; its runs by
+--       `created`; its live runs; the principal's conversations by `updated`; the principal's live
+--       runs
+-- ARGV  the run's id; the lease token; the lease in ms; the conversation's id; the run's `created`;
+--       the conditions: max_live_runs, 1 or 0 for only_live_run, title; then the names and values
+--       of the run's fields
+-- Returns nil if this token created the run, now or earlier; else {'exists', the run's fields},
 -- {'busy', the id of a live run} or {'full'}.
 local existing = redis.call('HMGET', KEYS[1], 'lease_token', 'status')
 if existing[1] == ARGV[2] then
   return nil
 elseif existing[2] then
-  return {'there', redis.call('HGETALL', KEYS[1])}
+  return {'exists', redis.call('HGETALL', KEYS[1])}
 end
 
--- The ids in a set that are still live: a run that something else deleted has not left it.
-local function live(set)
+-- Returns the ids in a set that are live, and removes the others, whose runs were deleted by
+-- something other than this store.
+local function live_ids(set)
   local ids = {}
   for _, id in ipairs(redis.call('SMEMBERS', set)) do
     if redis.call('ZSCORE', KEYS[2], id) then
@@ -29,16 +30,16 @@ end
 
 local max_live, only, title = tonumber(ARGV[6]), ARGV[7] == '1', ARGV[8]
 if only then
-  local busy = live(KEYS[5])
+  local busy = live_ids(KEYS[5])
   if #busy > 0 then
     return {'busy', busy[1]}
   end
 end
-if max_live > 0 and redis.call('SCARD', KEYS[7]) >= max_live and #live(KEYS[7]) >= max_live then
+if max_live > 0 and redis.call('SCARD', KEYS[7]) >= max_live and #live_ids(KEYS[7]) >= max_live then
   return {'full'}
 end
 
--- The server's clock, so that no two workers' clocks have to agree.
+-- Leases use the server's clock, because the clocks of workers may differ.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[1], 'lease_token', ARGV[2], unpack(ARGV, 9))

@@ -1,4 +1,4 @@
-"""How runs and conversations are written in Redis, and read back."""
+"""Encode and decode runs and conversations for Redis."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .base import Batch, Conversation, Run
 
 
 def ms(seconds: float) -> int:
-    """Whole milliseconds: no fewer than that many seconds, and at least one."""
+    """Return the seconds in whole milliseconds, rounded up, and at least 1."""
     return max(1, math.ceil(seconds * 1000))
 
 
 def pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    """A hash, from a script's answer."""
+    """Return the hash that a script returned as a flat list."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def fields(run: Run) -> Iterator[str | int]:
-    """Names and values in turn. What is None is left out."""
+    """Return the names and values of a run's fields in turn, without those that are None."""
     for name in _FIELDS:
         value = getattr(run, name)
         if value is not None:
@@ -29,17 +29,17 @@ def fields(run: Run) -> Iterator[str | int]:
 
 
 def head(batch: Batch) -> str:
-    """Return what `redis_append.lua` is told of a batch, beside its events."""
+    """Return the argument of `redis_append.lua` that describes a batch, without its events."""
     run, lease_token, after, events, status, started, first_chunk, answer = batch
-    plain = f"{run}\t{lease_token}\t{after}\t{events[-1].seq}\t{status or ''}"
+    common = f"{run}\t{lease_token}\t{after}\t{events[-1].seq}\t{status or ''}"
     if status is None and started is None and first_chunk is None:
-        return f"{plain}\t"
+        return f"{common}\t"
     values = ("" if each is None else each for each in (started, first_chunk, batch.ended, answer))
-    return "\t".join((plain, *map(str, values)))
+    return "\t".join((common, *map(str, values)))
 
 
 def to_run(id: str, fields: Mapping[bytes, bytes]) -> Run:
-    """A run, from its hash."""
+    """Return the run that is stored in a hash."""
 
     def text(name: str) -> str:
         return fields[name.encode()].decode()
@@ -67,7 +67,7 @@ def to_run(id: str, fields: Mapping[bytes, bytes]) -> Run:
 
 
 def to_conversation(id: str, principal: str, fields: Mapping[bytes, bytes]) -> Conversation:
-    """A conversation, from its hash."""
+    """Return the conversation that is stored in a hash."""
     return Conversation(
         id=id,
         principal=principal,
@@ -77,5 +77,5 @@ def to_conversation(id: str, principal: str, fields: Mapping[bytes, bytes]) -> C
     )
 
 
-#: What is kept of a run beside its id, its lease_token, and whether it is to be cancelled.
+#: The fields of a `Run` in its hash, beside `lease_token` and `cancel`.
 _FIELDS = [field.name for field in dataclasses.fields(Run) if field.name != "id"]

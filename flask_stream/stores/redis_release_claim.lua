@@ -1,4 +1,4 @@
--- Unsets a key, if it is set to a value.
+-- Deletes a key if it has a value.
 -- KEYS  the key
 -- ARGV  the value
 -- Returns nothing.

@@ -1,9 +1,9 @@
--- Gives a conversation another title.
+-- Changes the title of a conversation.
 -- KEYS  the conversation
--- ARGV  the title
--- Returns 1 if there is such a conversation, else 0.
-local there = redis.call('EXISTS', KEYS[1])
-if there == 1 then
+-- ARGV  the new title
+-- Returns 1 if the conversation exists, else 0.
+local exists = redis.call('EXISTS', KEYS[1])
+if exists == 1 then
   redis.call('HSET', KEYS[1], 'title', ARGV[1])
 end
-return there
+return exists

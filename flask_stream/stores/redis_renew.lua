@@ -1,7 +1,7 @@
 -- Renews leases.
--- KEYS  the live runs, by when their lease runs out; then each run
--- ARGV  lease in ms; then of each run: id, lease_token
--- Returns of each run: 'yes', 'cancel' or 'lost'.
+-- KEYS  the live runs by the expiry of their lease; then each run
+-- ARGV  the lease in ms; then for each run: its id, the lease token
+-- Returns for each run: 'yes', 'cancel' or 'lost'.
 local time = redis.call('TIME')
 local expiry = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[1]
 local answers = {}

@@ -1,7 +1,7 @@
 -- Lists a conversation's runs.
--- KEYS  its runs, by when they were created
--- ARGV  the runs' prefix
--- Returns of each: id, fields.
+-- KEYS  the conversation's runs by `created`
+-- ARGV  the prefix of the runs' keys
+-- Returns the id and the fields of each run.
 local found = {}
 for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
   local fields = redis.call('HGETALL', ARGV[1] .. id)

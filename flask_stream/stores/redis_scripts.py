@@ -1,4 +1,4 @@
-"""The Lua scripts of the store in Redis: each file says what its script does."""
+"""The Lua scripts of the store in Redis. Each script is described in its own file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.resources import files
 
 
 class Script:
-    """A Lua script, from the file `redis_<name>.lua`."""
+    """A Lua script, read from the file `redis_<name>.lua`."""
 
     def __init__(self, name: str) -> None:
         self.text = files(__package__).joinpath(f"redis_{name}.lua").read_text("ascii")

@@ -1,9 +1,9 @@
-"""`sqlite:///…`: logs in a file. They survive a restart, and all workers of a machine share them.
+"""The store `sqlite:///…`: logs in a file, which survive a restart.
 
-Every method is made of single SQL statements, each a transaction by itself, and one statement
-stores all batches or reads a whole page. That is simple, and it is what makes the store fast:
-Python gives up its lock around each step of SQLite, and beside a busy event loop the store's
-thread waits milliseconds to get it back. A loop over fifty batches took twenty times as long.
+All workers of a machine share the file. Every method consists of single SQL statements, each a
+transaction of its own. One statement stores all batches or reads a whole page, which is what makes
+the store fast: Python releases the GIL around each step of SQLite, and beside a busy event loop
+the store's thread waits milliseconds to get it back. A loop over 50 batches took 20 times as long.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from .base import (
     TooManyLiveRuns,
 )
 from .batch_format import decode_batch, encode_batch
-from .sqlite_news import NewsFeed, Seen
+from .sqlite_news import NewsFeed, PolledRun
 
-#: Batches stored by one statement, of ten values each: SQLite takes 32,766 of them.
-MANY = 128
+#: The largest number of batches in one statement. SQLite allows 32,766 values, and each has ten.
+BATCHES = 128
 
-_INSERT = {1 << power: sql.insert(1 << power) for power in range(MANY.bit_length())}
+_INSERT = {1 << power: sql.insert(1 << power) for power in range(BATCHES.bit_length())}
 
 
 class SqliteStore(Store):
     """Keeps logs in a file on a local disk. For any number of processes on one machine.
 
-    File and folder are made for this user alone where they are missing. Raises StoreError when
-    they cannot be, or when the file is something else. Leases go by the system's clock.
+    A missing file or folder is created with permissions for this user only. Raise StoreError if it
+    cannot be created, or if the file belongs to another program. Leases use the system's clock.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        # With a connection of its own, closed again: none may be carried through a fork.
+        # Uses and closes a connection of its own, because connections must not survive a fork.
         file.prepare(self._path)
         self._thread = NativeThread()
-        self._connection: sqlite3.Connection | None = None  # made, used and closed on the thread
+        self._connection: sqlite3.Connection | None = None  # only the thread uses it
         self._closed = False
-        self._ear = NewsFeed(self._look)
+        self._news_feed = NewsFeed(self._poll)
 
     # Runs
 
@@ -67,23 +67,23 @@ class SqliteStore(Store):
     ) -> Run | None:
         values = _values(run) | conditions._asdict() | {"lease_token": lease_token, "lease": lease}
         while not self._run(sql.CREATE, values).changed:
-            there = self._get(sql.GET, run.id)
-            if there and there[0].lease_token != lease_token:
-                return there[0].run
-            if there:
+            found = self._get(sql.GET, run.id)
+            if found and found[0].lease_token != lease_token:
+                return found[0].run
+            if found:
                 break
-            busy, full = self._run(sql.DENIED, values).rows[0]
+            busy, full = self._run(sql.REFUSAL, values).rows[0]
             if busy is not None:
                 raise ConversationBusy(busy)
             if full:
                 raise TooManyLiveRuns
-            # What was in the way has ended or was removed in between.
-        self._ear.hold([run.id])
+            # The reason has gone since: a run has ended or was removed.
+        self._news_feed.hold([run.id])
         return None
 
     def get(self, run: str) -> Run | None:
-        there = self._get(sql.GET, run)
-        return there[0].run if there else None
+        found = self._get(sql.GET, run)
+        return found[0].run if found else None
 
     def branch(self, run: str, limit: int) -> list[Run]:
         rows = sorted(self._run(sql.BRANCH, {"run": run, "limit": limit}).rows)
@@ -93,28 +93,28 @@ class SqliteStore(Store):
         rows = self._run(sql.EXPIRED, (run,)).rows
         return str(rows[0][0]) if rows else None
 
-    def _get(self, statement: str, *values: Any) -> list[_Owned]:
+    def _get(self, statement: str, *values: Any) -> list[_StoredRun]:
         rows = self._run(statement, values).rows
-        return [_Owned(Run(*row[:-1]), row[-1]) for row in rows]
+        return [_StoredRun(Run(*row[:-1]), row[-1]) for row in rows]
 
     # Events
 
     def append(self, batches: Sequence[Batch]) -> list[bool]:
         stored: list[bool] = []
-        for start in range(0, len(batches), MANY):
-            some = batches[start : start + MANY]
-            # A statement does not see its own rows: two batches of one run need two.
-            apart = len({batch.run for batch in some}) == len(some)
-            if apart and self._insert(some) == len(some):
-                stored += [True] * len(some)
+        for start in range(0, len(batches), BATCHES):
+            chunk = batches[start : start + BATCHES]
+            # A statement does not see its own rows, so two batches of one run need two statements.
+            distinct = len({batch.run for batch in chunk}) == len(chunk)
+            if distinct and self._insert(chunk) == len(chunk):
+                stored += [True] * len(chunk)
             else:
-                # What was stored just now is found to be there already.
-                stored += [self._insert([batch]) == 1 or self._there(batch) for batch in some]
-        self._ear.wrote(batches, stored)
+                # `_is_stored` is true for the batches that the statement above has stored.
+                stored += [self._insert([batch]) == 1 or self._is_stored(batch) for batch in chunk]
+        self._news_feed.appended(batches, stored)
         return stored
 
     def _insert(self, batches: Sequence[Batch]) -> int:
-        # A power of two rows, the last ones empty: a few statements, which SQLite knows by heart.
+        # The rows are padded to a power of two, so that there are few statements to be cached.
         size = 1 << (len(batches) - 1).bit_length()
         values: list[Any] = []
         for batch in batches:
@@ -124,8 +124,9 @@ class SqliteStore(Store):
         values += [None] * (10 * (size - len(batches)))
         return self._run(_INSERT[size], values).changed
 
-    def _there(self, batch: Batch) -> bool:
-        if [batch.lease_token] != [lease_token for _, lease_token in self._get(sql.GET, batch.run)]:
+    def _is_stored(self, batch: Batch) -> bool:
+        found = self._get(sql.GET, batch.run)
+        if not found or found[0].lease_token != batch.lease_token:
             return False
         return self.read(batch.run, batch.after, len(batch.events)) == list(batch.events)
 
@@ -136,15 +137,15 @@ class SqliteStore(Store):
             return []
         last, payload = rows[0]
         lines = payload.split("\n")
-        # The first batch may begin before the place that was asked for, the last end beyond it.
+        # The first batch may begin before `after`, and the last may end after `after + limit`.
         begin = after - (last - len(lines))
         return decode_batch(lines[begin : begin + limit], after + 1)
 
-    # Owners
+    # Leases
 
     def cancel(self, run: str) -> None:
         if self._run(sql.CANCEL, (run,)).changed:
-            self._ear.cancelled(run)
+            self._news_feed.cancelled(run)
 
     def renew(self, leases: Mapping[str, str], lease: float) -> dict[str, LeaseState]:
         if not leases:
@@ -152,21 +153,21 @@ class SqliteStore(Store):
         values = {"leases": json.dumps(dict(leases)), "lease": lease}
         self._run(sql.RENEW, values)
         held = json.loads(self._run(sql.RENEWED, values).rows[0][0])
-        self._ear.release(leases.keys() - held.keys())
+        self._news_feed.release(leases.keys() - held.keys())
         answers = {0: LeaseState.YES, 1: LeaseState.CANCEL, None: LeaseState.LOST}
         return {run: answers[held.get(run)] for run in leases}
 
     def take_over(self, lease_token: str, lease: float, limit: int) -> list[Run]:
-        # Overdue before the call, however long that waits for a lock on the file: meanwhile no
-        # lease_token could renew.
+        # The time before the call, which may wait for a lock on the file: while it waits, other
+        # workers cannot renew their leases either.
         now = time.time()
-        if not self._run(sql.OVERDUE, (now,)).rows:  # mostly none, and this asks for no lock
+        if not self._run(sql.OVERDUE, (now,)).rows:  # needs no lock, and usually there are none
             return []
         if not self._run(sql.TAKE_OVER, (lease_token, now + lease, now, limit)).changed:
             return []
         taken = [run for run, _ in self._get(sql.TAKEN_OVER, lease_token, now + lease)]
         self.renew({run.id: lease_token for run in taken}, lease)
-        self._ear.hold([run.id for run in taken])
+        self._news_feed.hold([run.id for run in taken])
         return taken
 
     def purge(self, age: float, limit: int) -> list[PurgedRun]:
@@ -198,15 +199,15 @@ class SqliteStore(Store):
         return self._run(sql.RENAME_CONVERSATION, (title, principal, conversation)).changed > 0
 
     def delete_conversation(self, principal: str, conversation: str) -> bool:
-        forgotten = self._run(sql.DELETE_CONVERSATION, (principal, conversation)).changed > 0
-        if forgotten:
-            self._ear.look_again()
-        return forgotten
+        deleted = self._run(sql.DELETE_CONVERSATION, (principal, conversation)).changed > 0
+        if deleted:
+            self._news_feed.refresh()
+        return deleted
 
-    # Small things that have a time to live
+    # Counters and claims
 
     def count(self, key: str, amount: int, ttl: float) -> int:
-        if amount == 0:  # this asks for no lock
+        if amount == 0:  # this needs no lock
             rows = self._run(sql.COUNTED, (f"count:{key}",)).rows
         else:
             values = {"key": f"count:{key}", "amount": amount, "ttl": ttl}
@@ -223,18 +224,18 @@ class SqliteStore(Store):
     # News
 
     def watch(self, run: str) -> None:
-        self._ear.watch(run)
+        self._news_feed.watch(run)
 
     def unwatch(self, run: str) -> None:
-        self._ear.unwatch(run)
+        self._news_feed.unwatch(run)
 
     def news(self, timeout: float) -> list[News]:
-        return self._ear.wait(timeout)
+        return self._news_feed.wait(timeout)
 
-    def _look(self, version: int, runs: list[str]) -> tuple[int, list[Seen] | None]:
+    def _poll(self, version: int, runs: list[str]) -> tuple[int, list[PolledRun] | None]:
         values = {"version": version, "runs": json.dumps(runs)}
-        version, seen = self._run(sql.LOOK, values).rows[0]
-        return version, None if seen is None else [Seen(*each) for each in json.loads(seen)]
+        version, found = self._run(sql.POLL, values).rows[0]
+        return version, None if found is None else [PolledRun(*each) for each in json.loads(found)]
 
     # SQLite
 
@@ -268,7 +269,7 @@ class _Result(NamedTuple):
     changed: int
 
 
-class _Owned(NamedTuple):
+class _StoredRun(NamedTuple):
     run: Run
     lease_token: str
 
@@ -277,5 +278,5 @@ def _values(run: Run) -> dict[str, Any]:
     return {name: getattr(run, name) for name in _STORED}
 
 
-#: Fields of a `Run` that are stored with it; its `seq` is that of its log.
+#: The fields of a `Run` that are stored in its row. Its `seq` is that of its log.
 _STORED = [field.name for field in dataclasses.fields(Run) if field.name != "seq"]

@@ -1,4 +1,4 @@
-"""The file of `sqlite:///…`: how it is made, opened, and brought up from an earlier format."""
+"""Create, open and migrate the file of the store in SQLite."""
 
 from __future__ import annotations
 
@@ -13,64 +13,65 @@ from ..errors import StoreError
 
 #: Seconds that a call waits for a lock that another process holds.
 BUSY = 10.0
-#: What the file's header says: whose database it is, and in which format.
+#: The application id and the format in the file's header.
 APPLICATION = 0x464C5354
 FORMAT = 3
-#: Characters of a question that name a conversation of format 1, which had no titles.
+#: The length of a title made from a question. Format 1 had no titles.
 TITLE = 80
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection, to be used by the thread that asks for it."""
+    """Return a connection, for the calling thread only."""
     connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
-    # A commit is handed to the operating system and does not wait for the disk: a process that
-    # dies takes nothing back. When the machine itself dies the last commits may be gone; none is
-    # torn, and the file is sound.
+    # A commit does not wait for the disk. Nothing is lost if the process dies. If the machine
+    # crashes, the last commits may be lost, but the file stays consistent.
     connection.execute("PRAGMA synchronous = NORMAL")
     return connection
 
 
 def prepare(path: Path) -> None:
-    """Have a file with our tables; what is missing is made for this user alone.
+    """Create the file if it is missing, with permissions for this user only; create its tables.
 
-    Raises StoreError when that cannot be, or when the file is something else.
+    Raise StoreError if it cannot be created or used, or if it belongs to another program.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Only a new file is opened here, for its mode, which SQLite gives to its companions,
-        # too. To close one that this process has in use would drop SQLite's locks on it.
+        # A new file is opened to set its mode, which SQLite copies to its -wal and -shm files. An
+        # existing file is not opened: closing it would drop the locks that SQLite has on it.
         if not path.exists():
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError as error:
-        if not path.is_file():  # else another worker was quicker
-            raise StoreError(f"{path} cannot be made: {error.filename} is no folder") from error
+        if not path.is_file():  # else another worker has just created it
+            raise StoreError(
+                f"{path} cannot be created: {error.filename} is not a folder"
+            ) from error
     except OSError as error:
-        raise StoreError(f"{path} cannot be made: {error.strerror}") from error
-    for place in (path, path.parent):  # the companions are made in the folder, at any time
-        if not os.access(place, os.R_OK | os.W_OK):
-            raise StoreError(f"{place} cannot be written to")
+        raise StoreError(f"{path} cannot be created: {error.strerror}") from error
+    for needed in (path, path.parent):  # SQLite creates its -wal and -shm files in the folder
+        if not os.access(needed, os.R_OK | os.W_OK):
+            raise StoreError(f"{needed} is not readable and writable")
     try:
         with closing(connect(path)) as connection:
             _check(connection, path)
     except sqlite3.OperationalError as error:
         raise StoreError(f"{path} cannot be used: {error}") from error
     except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path} is no database of SQLite: {error}") from error
+        raise StoreError(f"{path} is not an SQLite database: {error}") from error
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
     application, version, tables = connection.execute(_HEADER).fetchone()
     if (application, version, tables) == (0, 0, 0):
         _use_wal(connection)
-        _bring_up(connection)
+        _migrate(connection)
     elif application != APPLICATION:
-        raise StoreError(f"{path} is the database of another program: name another file")
+        raise StoreError(f"{path} belongs to another program: use another file")
     elif version in (1, 2):
-        _bring_up(connection)
+        _migrate(connection)
     elif version != FORMAT:
         raise StoreError(
             f"{path} has format {version}, and this version of flask_stream reads {FORMAT}: "
-            "install the version that wrote it, or name another file"
+            "install the version that wrote it, or use another file"
         )
 
 
@@ -81,29 +82,29 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
             break
         except sqlite3.OperationalError:
-            # Workers that start together: here alone SQLite does not wait for a lock.
+            # Another worker is starting, too. SQLite does not wait for the lock in this case.
             if time.monotonic() > until:
                 raise
             time.sleep(0.01)
 
 
-def _bring_up(connection: sqlite3.Connection) -> None:
-    """Make the tables, or bring them over from format 1 or 2: wholly, or not at all."""
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Create the tables, or migrate them from format 1 or 2, in one transaction."""
     connection.create_function("title_of", 1, _title_of, deterministic=True)
     connection.execute("BEGIN IMMEDIATE")
     _, version, _ = connection.execute(_HEADER).fetchone()
     steps = {
-        0: (*_TABLES, *_MARKS),
-        1: (*_FROM_1, *_FROM_2, *_TABLES, _FILL, *_MARKS),
-        2: (*_FROM_2, *_TABLES, *_MARKS),
+        0: (*_TABLES, *_SET_FORMAT),
+        1: (*_FROM_1, *_FROM_2, *_TABLES, _FILL_CONVERSATIONS, *_SET_FORMAT),
+        2: (*_FROM_2, *_TABLES, *_SET_FORMAT),
     }
-    for statement in steps.get(version, ()):  # else another worker has done it meanwhile
+    for statement in steps.get(version, ()):  # empty if another worker has done it
         connection.execute(statement)
     connection.execute("COMMIT")
 
 
 def _title_of(input: str) -> str:
-    """What a conversation of an earlier format is called, by the input of its first run."""
+    """Return the title of a conversation of format 1, from the input of its first run."""
     try:
         question = json.loads(input)["question"]
     except (ValueError, LookupError, TypeError):
@@ -111,17 +112,17 @@ def _title_of(input: str) -> str:
     return question[:TITLE].encode(errors="replace").decode() if isinstance(question, str) else ""
 
 
-# In one statement, so that a file that is just being made is seen before or after.
+# One statement, so that a file that another worker is creating is seen either before or after.
 _HEADER = """
 SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
 FROM pragma_application_id, pragma_user_version
 """
 
-# Triggers, so that a start, an end and a removal are one statement each, like everything else.
-# A run has its conversation's title only to hand it on. `expired` remembers the last hundred
-# thousand runs that were removed for their age; those that were forgotten lost their conversation
-# first. In `runs`, `input` is late: what is before it can change without its pages being written
-# anew.
+# Because of the triggers, the start, the end and the removal of a run need one statement each.
+# `runs.title` only passes the title to the trigger that creates the conversation. `expired` holds
+# the last 100,000 runs that were purged; the trigger adds no run whose conversation was deleted,
+# because the conversation's row is deleted first. `runs.input` comes after the columns that change,
+# so that a long input is not written again with them.
 _TABLES = (
     """
 CREATE TABLE IF NOT EXISTS runs (
@@ -159,7 +160,7 @@ CREATE TABLE IF NOT EXISTS batches (
     answer TEXT,
     PRIMARY KEY (run, last)
 )""",
-    # The answer is kept once: in the batch that has the run's end.
+    # The answer is stored once, in the batch that contains the run's end.
     """
 CREATE VIEW IF NOT EXISTS logs AS
     SELECT *, coalesce((SELECT max(last) FROM batches WHERE run = number), 0) AS seq,
@@ -225,15 +226,15 @@ CREATE TRIGGER IF NOT EXISTS swept AFTER INSERT ON passing BEGIN
     );
 END""",
 )
-_MARKS = (f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {FORMAT}")
+_SET_FORMAT = (f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {FORMAT}")
 
-# What format 1 lacks and `_TABLES` does not add.
+# Changes from format 1 that `_TABLES` does not make.
 _FROM_1 = (
     "ALTER TABLE runs ADD COLUMN title TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE expired ADD COLUMN principal TEXT NOT NULL DEFAULT ''",
     "DROP TRIGGER removed",
 )
-# What format 2 lacks. Batches stay as they are: their lines are read with and without times.
+# Changes from format 2. Batches stay unchanged, because lines without times can be read.
 _FROM_2 = (
     "DROP VIEW logs",
     "DROP TRIGGER ended",
@@ -247,8 +248,8 @@ _FROM_2 = (
         for column in ("started INTEGER", "first_chunk INTEGER", "ended INTEGER", "answer TEXT")
     ),
 )
-# The input is that of the row that has the least `created`, as SQLite promises.
-_FILL = """
+# With min(created), SQLite takes `input` from the row that has the lowest `created`.
+_FILL_CONVERSATIONS = """
 INSERT INTO conversations (principal, id, title, created, updated)
 SELECT principal, conversation, title_of(input), min(created), (
     SELECT max(created) FROM runs AS last

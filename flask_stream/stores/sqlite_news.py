@@ -1,7 +1,8 @@
-"""How a process hears of what others write to the same file: it looks, often, at next to nothing.
+"""News of changes that other processes make to the same file, found by polling.
 
-SQLite keeps a number that changes with whatever another connection has written. Only then are the
-runs themselves looked at, all of them by one statement. What this process writes it knows.
+SQLite has a number, `data_version`, that changes when another connection has written to the file.
+A poll reads the runs, in one statement, only if this number has changed. The store reports the
+changes that this process makes itself.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import NamedTuple
 
 from .base import Batch, News
 
-#: Seconds between two looks for what other processes have written.
+#: Seconds between two polls.
 POLL = 0.02
-#: The seq of a run that is not there.
+#: Stands for the seq of a run that does not exist.
 GONE = -1
 
 
-class Seen(NamedTuple):
-    """A run as it was at a look."""
+class PolledRun(NamedTuple):
+    """The state of a run at a poll."""
 
     run: str
     seq: int
@@ -29,28 +30,31 @@ class Seen(NamedTuple):
 
 
 class NewsFeed:
-    """Hears of watched runs, and of those that this process holds and that are to be cancelled.
+    """Reports changes to watched runs, and to runs of this process that are to be cancelled.
 
-    `look` is given the version that was seen last and the runs of interest, and returns the
-    version, and those of the runs that are there, or None if the version is still the same.
+    `poll` is called with the last known `data_version` and the ids of runs. It returns the current
+    version and the existing runs among them, or None instead of the runs if the version is the
+    same.
     """
 
-    def __init__(self, look: Callable[[int, list[str]], tuple[int, list[Seen] | None]]) -> None:
-        self._look_at = look
+    def __init__(
+        self, poll: Callable[[int, list[str]], tuple[int, list[PolledRun] | None]]
+    ) -> None:
+        self._read_runs = poll
         self._changed = threading.Condition()
         self._news: dict[News, None] = {}
-        self._watched: dict[str, int] = {}  # and the seq that was last told of
-        self._held: set[str] = set()  # live runs of this process, not told to be cancelled
-        self._asked = 0  # how often what to look for has changed
-        self._looked = 0  # what that was at the last look
-        self._version = -1  # SQLite's `data_version` at the last look
-        self._due = 0.0  # when the next look is
+        self._watched: dict[str, int] = {}  # with the seq that was last reported
+        self._held: set[str] = set()  # live runs of this process, not yet to be cancelled
+        self._revision = 0  # increased when the runs must be read again
+        self._polled_revision = 0  # the revision at the last poll
+        self._version = -1  # SQLite's `data_version` at the last poll
+        self._due = 0.0  # when the next poll is due
 
     def watch(self, run: str) -> None:
         with self._changed:
             self._watched[run] = 0
-            self._asked += 1
-            self._tell(News(run, cancel=False))
+            self._revision += 1
+            self._report(News(run, cancel=False))
 
     def unwatch(self, run: str) -> None:
         with self._changed:
@@ -58,7 +62,7 @@ class NewsFeed:
             self._news.pop(News(run, cancel=False), None)
 
     def wait(self, timeout: float) -> list[News]:
-        """News, as soon as there are some. Raises what `look` raises."""
+        """Return news, as soon as there is any. Raise what `poll` raises."""
         until = time.monotonic() + timeout
         while True:
             with self._changed:
@@ -71,75 +75,75 @@ class NewsFeed:
                 if (wait := until if idle else min(until, self._due)) > now:
                     self._changed.wait(wait - now)
                     continue
-                runs, asked = [*self._watched, *self._held], self._asked
+                runs, revision = [*self._watched, *self._held], self._revision
             if runs and self._due <= now:
-                self._look(runs, asked)
+                self._poll(runs, revision)
             elif now >= until:
                 return []
 
-    def _look(self, runs: list[str], asked: int) -> None:
+    def _poll(self, runs: list[str], revision: int) -> None:
         self._due = time.monotonic() + POLL
-        version = self._version if asked == self._looked else -1
-        version, seen = self._look_at(version, runs)
+        version = self._version if revision == self._polled_revision else -1
+        version, found = self._read_runs(version, runs)
         with self._changed:
-            self._version, self._looked = version, asked
-            if seen is None:
+            self._version, self._polled_revision = version, revision
+            if found is None:
                 return
-            for run in set(runs).difference(each.run for each in seen):
-                self._lost(run)
-            for run, seq, cancel, live in seen:
-                self._grown(run, seq)
+            for run in set(runs).difference(each.run for each in found):
+                self._report_removed(run)
+            for run, seq, cancel, live in found:
+                self._report_grown(run, seq)
                 if run in self._held and (cancel or not live):
                     self._held.discard(run)
                     if live:
-                        self._tell(News(run, cancel=True))
+                        self._report(News(run, cancel=True))
 
-    def _lost(self, run: str) -> None:
+    def _report_removed(self, run: str) -> None:
         self._held.discard(run)
         if self._watched.get(run, GONE) != GONE:
             self._watched[run] = GONE
-            self._tell(News(run, cancel=False))
+            self._report(News(run, cancel=False))
 
-    def _grown(self, run: str, seq: int) -> None:
+    def _report_grown(self, run: str, seq: int) -> None:
         if self._watched.get(run, seq) < seq:
             self._watched[run] = seq
-            self._tell(News(run, cancel=False))
+            self._report(News(run, cancel=False))
 
-    def _tell(self, news: News) -> None:
+    def _report(self, news: News) -> None:
         self._news[news] = None
         self._changed.notify_all()
 
-    # What this process has done: SQLite's `data_version` does not tell of it.
+    # Changes by this process, which do not change SQLite's `data_version` for its connection.
 
-    def wrote(self, batches: Sequence[Batch], stored: Sequence[bool]) -> None:
-        """These batches were stored, or were refused."""
+    def appended(self, batches: Sequence[Batch], stored: Sequence[bool]) -> None:
+        """Report the batches that were stored; release the runs that ended or refused a batch."""
         with self._changed:
             for batch, done in zip(batches, stored, strict=True):
                 if done:
-                    self._grown(batch.run, batch.events[-1].seq)
+                    self._report_grown(batch.run, batch.events[-1].seq)
                 if batch.status is not None or not done:
                     self._held.discard(batch.run)
 
     def cancelled(self, run: str) -> None:
-        """Somebody here asked for this run to be cancelled."""
+        """Report that this process asked for a run to be cancelled."""
         with self._changed:
             if run in self._held:
                 self._held.discard(run)
-                self._tell(News(run, cancel=True))
+                self._report(News(run, cancel=True))
 
     def hold(self, runs: Sequence[str]) -> None:
-        """These live runs are held by this process from now on."""
+        """Note that this process holds these live runs."""
         with self._changed:
             self._held.update(runs)
-            self.look_again()
+            self.refresh()
 
     def release(self, runs: Iterable[str]) -> None:
-        """These runs are no longer held by this process."""
+        """Note that this process no longer holds these runs."""
         with self._changed:
             self._held.difference_update(runs)
 
-    def look_again(self) -> None:
-        """Look at all runs, though nobody else may have written anything."""
+    def refresh(self) -> None:
+        """Read all runs at the next poll, even if no other process has written anything."""
         with self._changed:
-            self._asked += 1
+            self._revision += 1
             self._changed.notify_all()

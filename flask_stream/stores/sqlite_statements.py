@@ -1,18 +1,18 @@
-"""Every statement that the file of `sqlite:///…` is asked.
+"""The SQL statements of the store in SQLite.
 
-Each is a transaction by itself, and those that are asked often answer in one row: see `sqlite`.
-What the tables and their triggers are is in `sqlite_file`.
+Each is a transaction of its own. Statements that run often return one row; `sqlite` says why. The
+tables and triggers are in `sqlite_file`.
 """
 
 from __future__ import annotations
 
 
 def _timed(statement: str) -> str:
-    # By SQLite's clock, which is that of `time.time`, and from when the file was free.
+    # SQLite reads the same clock as `time.time`, but only when it has got the lock on the file.
     return statement.replace(":now", "(julianday('now') - 2440587.5) * 86400.0")
 
 
-# A principal's live runs are counted no further than matters.
+# Counting stops at the limit.
 _FULL = """
 :max_live_runs > 0 AND :max_live_runs <= (SELECT count(*) FROM (
     SELECT 1 FROM runs INDEXED BY live_of
@@ -31,8 +31,9 @@ SELECT :id, :chain, :conversation, :parent, :principal, :input, :created, :statu
 WHERE NOT EXISTS ({_BUSY}) AND NOT ({_FULL})
 ON CONFLICT (id) DO NOTHING
 """)
-# Which live run of the conversation forbids another one, and whether the principal has too many.
-DENIED = f"SELECT ({_BUSY}), {_FULL}"
+# Why `CREATE` stored nothing: a live run of the conversation or NULL, and whether the principal
+# has too many live runs.
+REFUSAL = f"SELECT ({_BUSY}), {_FULL}"
 
 # The fields of a `Run`, and its lease token.
 _RUNS = """
@@ -41,7 +42,7 @@ SELECT id, chain, conversation, parent, principal, input, created, status, seq, 
 FROM logs
 """
 GET = f"{_RUNS} WHERE id = ?"
-# `distance` puts the rows in order.
+# The rows are sorted by `distance` later.
 BRANCH = """
 WITH RECURSIVE line (run, next, distance) AS (
     SELECT number, parent, 1 FROM runs WHERE id = :run
@@ -56,14 +57,15 @@ FROM line CROSS JOIN logs ON logs.number = line.run
 
 
 def insert(rows: int) -> str:
-    """Store so many batches, each if its token holds the run and the log ends where it begins.
+    """Return the statement that stores `rows` batches.
 
-    Ten values each: see `given`.
+    Each batch has ten values, in the order of `given`. It is stored if its lease token holds the
+    run and if it follows the last event of the run's log.
     """
     return _INSERT.replace("(?)", ", ".join([f"(?{', ?' * 9})"] * rows))
 
 
-# CROSS JOIN here and below: first the few that are given, then each by its id.
+# CROSS JOIN makes SQLite read the given values first and then look up each run by its id.
 _INSERT = """
 INSERT INTO batches (run, last, status, started, first_chunk, ended, answer, payload)
 WITH given (run, lease_token, after, status, started, first_chunk, answer, last, ended, payload)
@@ -74,8 +76,8 @@ FROM given CROSS JOIN logs ON logs.id = given.run
 WHERE logs.lease_token = given.lease_token AND logs.status = 'running' AND logs.seq = given.after
 """
 
-# Whole batches, up to the first that reaches the limit: the seq of the last event, and all
-# payloads in one. A window, because only there is the order of a concatenation promised.
+# Reads whole batches, up to the first one that reaches the limit. Returns the seq of the last event
+# and the joined payloads. SQLite guarantees the order of a concatenation only in a window.
 READ = """
 SELECT max(last) OVER whole, group_concat(payload, char(10)) OVER whole
 FROM batches WHERE run = (SELECT number FROM runs WHERE id = :run)
@@ -107,7 +109,7 @@ UPDATE runs SET lease_token = ?, lease = ?, attempt = attempt + 1 WHERE number I
     SELECT number FROM runs WHERE status = 'running' AND lease < ? ORDER BY lease LIMIT ?
 )
 """
-# Those of one call of `ADOPT`: no other has both the same lease_token and the same lease.
+# The runs of one call of `TAKE_OVER`: no other call has the same lease token and lease.
 TAKEN_OVER = f"{_RUNS} WHERE status = 'running' AND lease_token = ? AND lease = ?"
 
 OLD = "SELECT 1 FROM runs WHERE status <> 'running' AND created < ? LIMIT 1"
@@ -133,7 +135,7 @@ NEWEST = f"""
 RENAME_CONVERSATION = "UPDATE conversations SET title = ? WHERE principal = ? AND id = ?"
 DELETE_CONVERSATION = "DELETE FROM conversations WHERE principal = ? AND id = ?"
 
-# What is there and has passed is as good as not there.
+# A row that has expired counts as missing.
 COUNT = _timed("""
 INSERT INTO passing (key, value, until) VALUES (:key, :amount, :now + :ttl)
 ON CONFLICT (key) DO UPDATE SET
@@ -151,8 +153,8 @@ RETURNING value
 """)
 RELEASE_CLAIM = "DELETE FROM passing WHERE key = ? AND value = ?"
 
-# Nothing but the version is read when that is the one that was seen last.
-LOOK = """
+# Reads only the version if it has not changed.
+POLL = """
 SELECT data_version, CASE WHEN data_version <> :version THEN (
     SELECT json_group_array(json_array(logs.id, seq, cancel, status = 'running'))
     FROM json_each(:runs) AS asked CROSS JOIN logs ON logs.id = asked.value

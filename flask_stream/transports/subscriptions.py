@@ -1,4 +1,4 @@
-"""The runs that one client reads, side by side on one connection."""
+"""The runs that one client reads at the same time over one connection."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from .base import ConnectionSession
 
 logger = logging.getLogger(__name__)
 
-#: Runs that a connection may read at once, and runs that it may stop at once.
+#: The number of runs that a connection may read at once, and that it may stop at once.
 MAX_RUNS = 50
 
 
 class Subscriptions:
     """Reads each run in a thread of its own, in the order of its log.
 
-    `deliver` is called with a reader and what it has read. It sends while it holds `lock`, and
-    only if `is_current` says so: then nothing is sent twice when a client subscribes to a run
-    again, from another cursor. `on_store_error` is called when a log cannot be read.
+    `deliver` is called with a reader and the batch that it has read. It must hold `lock` while it
+    sends, and send only if `is_current` returns True; otherwise a client that subscribes to a run
+    again, from another cursor, would receive events twice. `on_store_error` is called when a log
+    cannot be read.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Subscriptions:
     ) -> None:
         self.session = session
         self.lock = threading.Lock()
-        #: The run that was started last.
+        #: The id of the run that was started last.
         self.last_run: str | None = None
         self._deliver = deliver
         self._on_store_error = on_store_error
@@ -46,7 +47,7 @@ class Subscriptions:
         return len(self._readers)
 
     def start(self, message: Mapping[str, Any]) -> Run:
-        """Start what a message asks for, and read it. Raises RequestError."""
+        """Start the run that a message asks for, and read it. Raise RequestError."""
         check_capacity(len(self))
         run = self.session.start(message)
         self.last_run = run.id
@@ -54,7 +55,10 @@ class Subscriptions:
         return run
 
     def subscribe(self, cursor: Cursor) -> bool:
-        """Read a run after the cursor; return False when all was read. Raises RequestError."""
+        """Read a run after the cursor; return False if there is nothing more to read.
+
+        Raise RequestError if the run may not be read.
+        """
         if cursor.run not in self._readers:
             check_capacity(len(self))
         reader = self.session.read(cursor)
@@ -68,7 +72,7 @@ class Subscriptions:
         return True
 
     def is_current(self, reader: LogReader) -> bool:
-        """Return whether what this reader reads is still wanted."""
+        """Return whether this reader is still the one that reads its run."""
         return not self._closed and self._readers.get(reader.run) is reader
 
     def _read(self, reader: LogReader) -> None:
@@ -82,7 +86,7 @@ class Subscriptions:
                 if batch.ended:
                     break
         except (StoreError, RequestError) as error:
-            logger.warning("run %s: %s: reader sent away", reader.run, error)
+            logger.warning("run %s cannot be read: %s; closing the connection", reader.run, error)
             self._on_store_error()
         finally:
             reader.close()
@@ -91,13 +95,13 @@ class Subscriptions:
                     del self._readers[reader.run]
 
     def close(self) -> None:
-        """End all readers. Their runs go on."""
+        """End all readers. Their runs continue."""
         self._closed = True
         for reader in list(self._readers.values()):
             reader.wake()
 
 
 def check_capacity(count: int) -> None:
-    """Raise TooManyRequests if `count` runs are all that a connection may have."""
+    """Raise TooManyRequests if a connection with `count` runs may not have another one."""
     if count >= MAX_RUNS:
-        raise TooManyRequests("Too much is under way on this connection.", retry_after=1)
+        raise TooManyRequests("This connection has too many runs under way.", retry_after=1)
