@@ -114,8 +114,8 @@ def test_what_is_no_text(data: bytes) -> None:
 
 
 def test_half_an_encoding() -> None:
-    assert refused("a.txt", b"\xff\xfea").detail == "The document is not the UTF-16 it says."
-    assert refused("a.txt", b"\xef\xbb\xbf\xff").detail == "The document is not the UTF-8 it says."
+    assert refused("a.txt", b"\xff\xfea").detail == "The document is not valid UTF-16."
+    assert refused("a.txt", b"\xef\xbb\xbf\xff").detail == "The document is not valid UTF-8."
 
 
 @pytest.mark.parametrize("kind", ["txt", "md", "html"])
@@ -137,7 +137,7 @@ def test_only_white_space() -> None:
 @pytest.mark.parametrize("called", ["a.docx", "a.pdf.exe", "pdf", "", "a.", "txt.", ".zip"])
 def test_other_kinds(called: str) -> None:
     assert refused(called, b"text").detail == (
-        "A document is a .txt, .md, .pdf, .html or .htm file."
+        "The document must be a .txt, .md, .pdf, .html or .htm file."
     )
 
 
@@ -262,7 +262,7 @@ def test_a_pdf_that_anybody_may_read_is_read() -> None:
 
 
 def test_no_pdf_at_all() -> None:
-    assert refused("a.pdf", b"Hello").detail == "The file is no PDF."
+    assert refused("a.pdf", b"Hello").detail == "The file is not a PDF."
     assert "damaged" in refused("a.pdf", b"%PDF-1.7\nHello").detail
 
 
@@ -288,7 +288,7 @@ def test_a_page_that_unpacks_to_very_much() -> None:
     data = written(writer)
     assert len(data) < 50_000
     error = refused("a.pdf", data)
-    assert (error.status, error.detail) == (413, "The PDF unpacks to more than can be read.")
+    assert (error.status, error.detail) == (413, "The PDF is too large when unpacked.")
 
 
 def form(writer: PdfWriter, content: bytes, inner: Any = None) -> Any:
@@ -334,5 +334,8 @@ def test_a_pdf_has_only_so_much_time(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("module", "kind"), [("pypdf", "pdf"), ("bs4", "html")])
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, module: str, kind: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    assert refused(f"a.{kind}", b"text").detail == f"This service reads no {kind.upper()}."
+    assert (
+        refused(f"a.{kind}", b"text").detail
+        == f"This service cannot read {kind.upper()} documents."
+    )
     assert read("a.md", b"text") == "text"

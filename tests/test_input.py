@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from flask_stream.errors import BadRequest
 from flask_stream.sources.inputs import InputSchema
-from flask_stream.web.requests import asked
+from flask_stream.web.requests import checked_input
 
 from .people import LISTEN, Site, refused, users
 from .provider import Provider
@@ -359,7 +359,7 @@ MUCH: list[dict[str, Any]] = [
 @pytest.mark.parametrize("said", MUCH, ids=lambda said: str(said)[:20])
 def test_an_object_is_bounded_like_a_question(said: dict[str, Any]) -> None:
     with pytest.raises(BadRequest) as told:
-        asked(said, 8_000, 8_000)
+        checked_input(said, 8_000, 8_000)
     assert told.value.field == "input"
 
 

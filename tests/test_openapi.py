@@ -223,6 +223,18 @@ def test_formats_are_those_that_are_registered(app: Flask) -> None:
     assert format["enum"] == list(app.extensions["flask_stream"].dialects)
 
 
+def test_every_way_to_send_a_cursor_is_described(app: Flask) -> None:
+    described = app.test_client().get("/stream/openapi.json").get_json()
+    for path in ("/runs/{run}/events", "/stream_one"):
+        parameters = described["paths"][path]["get"]["parameters"]
+        cursors = [(p["in"], p["name"]) for p in parameters if "0|[1-9]" in str(p["schema"])]
+        assert cursors == [
+            ("header", "Last-Event-ID"),
+            ("query", "after"),
+            ("query", "lastEventId"),
+        ]
+
+
 def test_it_says_where_the_app_is(app: Flask) -> None:
     client = app.test_client()
     assert client.get("/stream/openapi.json").get_json()["servers"] == [{"url": "/"}]

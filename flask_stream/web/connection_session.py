@@ -16,8 +16,8 @@ from ..errors import BadRequest
 from ..events import Cursor, new_id
 from ..security.access import Caller
 from ..stores.base import Run
-from .current import current_runs, current_service, question_input, resume_input, start_for
-from .requests import fields
+from .current import current_runs, current_service, question_input, resume_input, start_run
+from .requests import validated
 from .schemas import Message
 
 _TEXTS = ("question", "message", "input")
@@ -76,7 +76,7 @@ class ChainSession:
         """Nothing: who has this desk was let in to its chain."""
 
     def start(self, message: Mapping[str, Any]) -> Run:
-        said = fields(Message, message)
+        said = validated(Message, message)
         value = self._value(said)
         conversation = self._named(said)
         beside = said.run is not None and conversation is None
@@ -87,7 +87,7 @@ class ChainSession:
             parent = NEWEST
             if conversation is not None and is_anonymous(self._visitor.principal):
                 parent = self._newest.get(conversation, NEWEST)
-        run, _ = start_for(
+        run, _ = start_run(
             self._visitor,
             StartRequest(
                 self._chain,

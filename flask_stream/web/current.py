@@ -1,4 +1,4 @@
-"""The current request: its service, its caller, and what it may start."""
+"""Functions about the current request: its service, its caller and the runs it starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import Forbidden, NotFound, Unauthorized
 from ..security.access import Caller
 from ..stores.base import Run
 from .bodies import json_body
-from .requests import answered, asked
+from .requests import checked_answer, checked_input
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def current_service() -> Service:
     """Return the service of the app that handles this request."""
-    found: Service = current_app.extensions["flask_stream"]
-    return found
+    service: Service = current_app.extensions["flask_stream"]
+    return service
 
 
 def current_runs() -> Runs:
@@ -31,13 +31,13 @@ def current_runs() -> Runs:
 
 
 def json_object() -> dict[str, Any]:
-    """Return the request's body, a JSON object. Raises RequestError for anything else."""
+    """Return the request's body as a JSON object. Raises RequestError for any other body."""
     settings = current_service().settings
     return json_body(settings.max_body, settings.body_timeout)
 
 
 def current_caller(run: str | None = None) -> Caller:
-    """Return the caller. Raises NotFound if `run` is given and their ticket is for another run."""
+    """Return the caller. Raises NotFound if the caller's ticket is for a run other than `run`."""
     caller = current_service().access.caller(request)
     if run is not None:
         caller.check_run(run)
@@ -45,39 +45,44 @@ def current_caller(run: str | None = None) -> Caller:
 
 
 def conversation_owner() -> str:
-    """Return the caller's principal. Raises NotFound for a caller with a ticket only."""
+    """Return the caller's principal. Raises NotFound for a caller that has a ticket."""
     caller = current_caller()
     if caller.ticket is not None:
-        raise NotFound("There is no such conversation.", field="conversation")
+        raise NotFound("This conversation does not exist.", field="conversation")
     return caller.principal
 
 
 def question_input(chain: str, value: str | dict[str, Any], field: str = "input") -> dict[str, Any]:
-    """Return a run's input from what a client sent. Raises BadRequest, and NotFound."""
-    most = current_service().settings.max_question
-    return asked(value, most, current_runs().starts.chain(chain).source.longest or most, field)
+    """Return the input of a run of `chain`, made from what a client sent.
+
+    Raises BadRequest, which names `field`, and NotFound for an unknown chain.
+    """
+    max_question = current_service().settings.max_question
+    max_total = current_runs().starts.chain(chain).source.longest or max_question
+    return checked_input(value, max_question, max_total, field)
 
 
 def resume_input(value: Any) -> dict[str, Any]:
     """Return the input of a run that answers an interrupt. Raises BadRequest."""
-    return answered(value, current_service().settings.max_question)
+    return checked_answer(value, current_service().settings.max_question)
 
 
-def start_for(caller: Caller, asked: StartRequest, *, counted: bool = False) -> tuple[Run, bool]:
-    """Start a run for a caller, or return the existing run of that id, and whether it is new.
+def start_run(caller: Caller, wanted: StartRequest, *, counted: bool = False) -> tuple[Run, bool]:
+    """Start a run for the caller. Return it, and whether it is new.
 
-    Call `check_start` before: this function checks only tickets and limits. `counted` is whether
-    the limits have counted this start already.
+    If a run with the requested id exists, that run is returned. Call `check_start` first: this
+    function checks only tickets and limits. Pass `counted=True` if the limits have already counted
+    this start.
     """
     access, opened = current_service().access, caller.ticket
     if opened is not None:
-        # The ticket decides: fields that a page sends beside it are ignored.
+        # The ticket's values replace those that a page sends with it.
         ticket = opened.ticket
-        caller.check_run(asked.run or ticket.run)
-        if asked.chain != ticket.chain:
+        caller.check_run(wanted.run or ticket.run)
+        if wanted.chain != ticket.chain:
             raise Forbidden("The ticket is for another chain.", field="ticket")
-        asked = replace(
-            asked,
+        wanted = replace(
+            wanted,
             run=ticket.run,
             conversation=ticket.conversation,
             parent=ticket.parent or NEWEST,
@@ -90,13 +95,13 @@ def start_for(caller: Caller, asked: StartRequest, *, counted: bool = False) -> 
         if not counted:
             access.quotas.start(caller.principal, caller.address)
 
-    who = caller.principal
-    most = access.quotas.live_run_limit(who)
-    return current_runs().starts.start(replace(asked, who=who, most=most, admit=admit))
+    principal = caller.principal
+    limit = access.quotas.live_run_limit(principal)
+    return current_runs().starts.start(replace(wanted, who=principal, most=limit, admit=admit))
 
 
 def check_identified(caller: Caller) -> None:
-    """Raise Unauthorized for a caller who may not start a run of any chain."""
+    """Raise Unauthorized if the caller may not start a run of any chain."""
     current_service().access.check_identified(caller, public=current_runs().starts.public)
 
 

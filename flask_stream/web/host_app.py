@@ -1,4 +1,4 @@
-"""The Flask app that has the extension: whether the two get along, and what server runs them."""
+"""Checks of the host app and its server: name and route collisions, unsuitable servers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_names(app: Flask) -> None:
 
 
 def check_routes(app: Flask, prefix: str) -> None:
-    """Raise ConfigError if one of our routes is also a route of the app."""
+    """Raise ConfigError if one of our routes collides with a route of the app."""
     for our_rule, app_rule in _collisions(app):
         raise ConfigError(
             "STREAM_URL_PREFIX",
@@ -55,7 +55,7 @@ def check_routes(app: Flask, prefix: str) -> None:
 
 
 def first_request_check() -> Callable[[], None]:
-    """Return a `before_request` function that, once, logs what is wrong with app and server."""
+    """Return a `before_request` function that checks app and server once, and logs problems."""
     done = False
 
     def check() -> None:
@@ -78,19 +78,21 @@ def first_request_check() -> Callable[[], None]:
 
 
 def server_warning(environ: Mapping[str, Any]) -> str | None:
-    """Return what to warn of when the server of this request is bad at open streams."""
+    """Return a warning if the server of this request handles open streams badly, else None."""
     software = environ.get("SERVER_SOFTWARE", "")
-    # A test client names no server; gevent's own says that it has one thread, and is right.
+    # Test clients do not name a server. gevent's own server reports one thread, but runs a greenlet
+    # for each request.
     if not software or software.startswith("gevent"):
         return None
     if not environ.get("wsgi.multithread"):
         return ONE_REQUEST
-    # gunicorn's gevent worker, and `flask run`, which starts as many threads as it needs.
+    # gunicorn's gevent worker is fine, and so is `flask run`, which starts a thread when it needs
+    # one.
     return None if uses_greenlets() or "werkzeug.socket" in environ else ONE_THREAD_EACH
 
 
 def warn_once(warning: str) -> None:
-    """Log a warning, the first time in this process."""
+    """Log a warning, once in each process."""
     if warning not in _logged:
         _logged.add(warning)
         logger.warning(warning)
@@ -114,7 +116,7 @@ def _is_ours(rule: Rule) -> bool:
 
 
 def _shape(rule: Rule) -> tuple[str, ...]:
-    """What two rules have in common that match the same URLs, whatever their variables' names."""
+    """Return a key that is equal for rules that match the same URLs."""
     path = re.sub("<[^>]*>", "<>", rule.rule)
     return path, rule.subdomain or "", rule.host or "", str(rule.websocket)
 

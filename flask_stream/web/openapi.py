@@ -1,6 +1,6 @@
-"""The HTTP interface as an OpenAPI 3.1 description, served at `STREAM_OPENAPI`.
+"""The OpenAPI 3.1 document of the HTTP interface, served at `STREAM_OPENAPI`.
 
-It is made from the pydantic models that validate requests and, in the tests, responses.
+It is generated from the pydantic models that validate requests and, in the tests, responses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CURSOR = {"type": "string", "pattern": "^([A-Za-z0-9_-]{16,64}:)?(0|[1-9][0-9]{
 def description(
     settings: Settings, chains: list[str], formats: list[str], root: str
 ) -> dict[str, Any]:
-    """Return the OpenAPI document. `root` is the path that the app is mounted at."""
+    """Return the OpenAPI document. `root` is the path at which the app is mounted."""
     _, schemas = models_json_schema(
         [(model, "validation") for model in RESPONSES], ref_template=_REF
     )
@@ -41,7 +41,7 @@ def description(
         "info": {
             "title": settings.title,
             "version": _version(),
-            "description": "Runs are logs of events; a stream is a read of one.",
+            "description": "Each run is a log of events. A stream reads one log.",
         },
         "servers": [{"url": root + settings.url_prefix or "/"}],
         "security": [{}, {"session": []}, {"bearer": []}, {"ticket": []}],
@@ -56,8 +56,9 @@ def _paths(settings: Settings, chains: list[str], formats: list[str]) -> dict[st
     cursor = [
         _parameter("header", "Last-Event-ID", _CURSOR),
         _parameter("query", "after", _CURSOR),
+        _parameter("query", "lastEventId", _CURSOR),
     ]
-    asked: dict[str, Any] = {
+    question: dict[str, Any] = {
         "type": "string",
         "minLength": 1,
         "maxLength": settings.max_question,
@@ -65,8 +66,8 @@ def _paths(settings: Settings, chains: list[str], formats: list[str]) -> dict[st
     }
     start = _schema(Start)
     start["properties"]["chain"]["enum"] = chains
-    # An object is what the chain's own schema asks for.
-    start["properties"]["input"] = {"anyOf": [asked, {"type": "object", "minProperties": 1}]}
+    # The chain's own schema says which objects it accepts.
+    start["properties"]["input"] = {"anyOf": [question, {"type": "object", "minProperties": 1}]}
     names = ("chain", "run", "conversation", "parent", "multitask")
     upload = {
         "type": "object",
@@ -77,7 +78,7 @@ def _paths(settings: Settings, chains: list[str], formats: list[str]) -> dict[st
     }
     start["oneOf"] = [{"required": ["input"]}, {"required": ["resume"]}]
     ask = _schema(Ask)
-    ask["properties"]["question"] = asked
+    ask["properties"]["question"] = question
     ask["properties"]["format"] = format
     ticket = _schema(MakeTicket)
     ticket["properties"]["chain"]["enum"] = chains
@@ -88,7 +89,7 @@ def _paths(settings: Settings, chains: list[str], formats: list[str]) -> dict[st
         if "multitask" in body["properties"]:
             body["properties"]["multitask"] = {"type": "string", "enum": list(MULTITASK)}
     query = [
-        # A query has no null.
+        # A query string cannot say null.
         _parameter("query", name, schema.get("anyOf", [schema])[0], required=name == "question")
         for name, schema in ask["properties"].items()
     ]
@@ -96,7 +97,7 @@ def _paths(settings: Settings, chains: list[str], formats: list[str]) -> dict[st
         "/runs": {
             "post": _operation(
                 "startRun",
-                "Start a run; the same `run` id again is the same run.",
+                "Start a run. Sending the same `run` id again returns the same run.",
                 {201: _json("Run"), 200: _json("Run")},
                 (400, 401, 403, 404, 408, 409, 413, 415, 429, 503),
                 body=start,
@@ -106,14 +107,14 @@ def _paths(settings: Settings, chains: list[str], formats: list[str]) -> dict[st
         "/runs/{run}": {
             "parameters": [run],
             "get": _operation(
-                "getRun", "A run's status.", {200: _json("Run")}, (400, 401, 404, 410, 503)
+                "getRun", "Return the run's status.", {200: _json("Run")}, (400, 401, 404, 410, 503)
             ),
         },
         "/runs/{run}/events": {
             "parameters": [run],
             "get": _operation(
                 "readRun",
-                "The run's log from a cursor on, and what is still to come.",
+                "Stream the run's events after a cursor, as they come.",
                 _EVENTS,
                 (400, 401, 404, 410, 429, 503),
                 parameters=[*cursor, _parameter("query", "format", format)],
@@ -123,7 +124,7 @@ def _paths(settings: Settings, chains: list[str], formats: list[str]) -> dict[st
             "parameters": [run],
             "post": _operation(
                 "cancelRun",
-                "Stop the run; answers when the model has stopped.",
+                "Stop the run. Responds when the model has stopped.",
                 {200: _json("Run")},
                 (400, 401, 403, 404, 410, 503),
             ),
@@ -131,7 +132,7 @@ def _paths(settings: Settings, chains: list[str], formats: list[str]) -> dict[st
         "/conversations": {
             "get": _operation(
                 "listConversations",
-                "A page of one's own, the last updated first.",
+                "List the caller's conversations, the most recently updated first.",
                 {200: _json("Conversations")},
                 (400, 401, 503),
                 parameters=[
@@ -144,47 +145,55 @@ def _paths(settings: Settings, chains: list[str], formats: list[str]) -> dict[st
             "parameters": [_parameter("path", "id", _ID, required=True)],
             "get": _operation(
                 "getConversation",
-                "One, with its runs: a tree, by their parents.",
+                "Return a conversation and its runs. Their `parent` ids form a tree.",
                 {200: _json("Conversation")},
                 (400, 401, 404, 503),
             ),
             "patch": _operation(
                 "renameConversation",
-                "Give it another title.",
+                "Change the conversation's title.",
                 {200: _json("Conversation")},
                 (400, 401, 403, 404, 408, 413, 415, 503),
                 body=_schema(Rename),
             ),
             "delete": _operation(
                 "removeConversation",
-                "Stop what is live in it, and remove it with its runs.",
-                {204: {"description": "It is gone."}},
+                "Stop the conversation's live runs, and delete it with all its runs.",
+                {204: {"description": "The conversation was deleted."}},
                 (400, 401, 403, 404, 503),
             ),
         },
         "/tickets": {
             "post": _operation(
                 "makeTicket",
-                "A right to start one run, and to read and cancel it.",
+                "Create a ticket: the right to start one run, and to read and cancel it.",
                 {201: _json("Ticket")},
                 (400, 401, 403, 404, 408, 413, 415, 503),
                 body=ticket,
             )
         },
         "/health/live": {
-            "get": _operation("live", "This worker answers.", {200: _json("Live")}, ())
+            "get": _operation("live", "Whether this worker responds.", {200: _json("Live")}, ())
         },
         "/health/ready": {
-            "get": _operation("ready", "This worker takes new runs.", {200: _json("Ready")}, (503,))
+            "get": _operation(
+                "ready", "Whether this worker accepts new runs.", {200: _json("Ready")}, (503,)
+            )
         },
-        settings.openapi: {"get": _operation("describe", "This.", {200: _OBJECT}, ())},
+        settings.openapi: {
+            "get": _operation("describe", "Return this document.", {200: _OBJECT}, ())
+        },
     }
     errors = (400, 401, 403, 404, 409, 410, 429, 503)
     for chain in chains:
-        told = f"Start and stream in one request: {chain}."
+        summary = f"Start a run of {chain} and stream it in one request."
         paths[f"/stream_{chain}"] = {
-            "get": _operation(f"ask_{chain}", told, _EVENTS, errors, parameters=[*cursor, *query]),
-            "post": _operation(f"post_{chain}", told, _EVENTS, (*errors, 408, 413, 415), body=ask),
+            "get": _operation(
+                f"ask_{chain}", summary, _EVENTS, errors, parameters=[*cursor, *query]
+            ),
+            "post": _operation(
+                f"post_{chain}", summary, _EVENTS, (*errors, 408, 413, 415), body=ask
+            ),
         }
     return paths
 
@@ -192,7 +201,7 @@ def _paths(settings: Settings, chains: list[str], formats: list[str]) -> dict[st
 def _operation(
     id: str,
     summary: str,
-    answers: dict[int, dict[str, Any]],
+    responses: dict[int, dict[str, Any]],
     errors: tuple[int, ...],
     *,
     body: dict[str, Any] | None = None,
@@ -202,12 +211,12 @@ def _operation(
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     refused = {str(e): {"description": ERRORS[e], "content": problem} for e in (*errors, 405)}
     if any(parameter["in"] == "query" for parameter in parameters or []):
-        # From the server, in its own words.
-        refused["414"] = {"description": "The address is too long: send a long question in a body."}
+        # The server itself sends this one, not as a problem document.
+        refused["414"] = {"description": "The URL is too long. Send a long question in a body."}
     operation: dict[str, Any] = {
         "operationId": id,
         "summary": summary,
-        "responses": {str(status): answer for status, answer in answers.items()} | refused,
+        "responses": {str(status): response for status, response in responses.items()} | refused,
     }
     if body is not None:
         content = {"application/json": {"schema": body}}
@@ -220,9 +229,9 @@ def _operation(
 
 
 def _parameter(
-    place: str, name: str, schema: dict[str, Any], required: bool = False
+    location: str, name: str, schema: dict[str, Any], required: bool = False
 ) -> dict[str, Any]:
-    return {"in": place, "name": name, "schema": schema, "required": required}
+    return {"in": location, "name": name, "schema": schema, "required": required}
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -245,7 +254,7 @@ _EVENTS: dict[int, dict[str, Any]] = {
         "description": "Server-sent events. The schema describes one event.",
         "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Event"}}},
     },
-    204: {"description": "Everything was read. Do not reconnect."},
+    204: {"description": "The client has read all events and must not reconnect."},
 }
 
 

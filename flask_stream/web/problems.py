@@ -12,7 +12,7 @@ from ..errors import NotFound, RequestError
 
 
 def problem(error: RequestError) -> Response:
-    """Return the response for an error."""
+    """Return the problem document for an error."""
     document: dict[str, Any] = {
         "type": "about:blank",
         "title": error.title,
@@ -35,9 +35,9 @@ def problem(error: RequestError) -> Response:
 
 
 def http_problem(error: HTTPException) -> Response:
-    """Return the response for an error that Flask itself raised, in the same form."""
+    """Return the problem document for an error that Flask itself raised."""
     if error.code == 404:
-        return problem(NotFound("There is nothing here."))
+        return problem(NotFound("This address does not exist."))
     response = Response(
         json.dumps({"type": "about:blank", "title": error.name, "status": error.code}) + "\n",
         status=error.code,

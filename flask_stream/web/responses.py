@@ -19,9 +19,9 @@ _EVENT_STREAM = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering":
 
 
 def with_session(caller: Caller, response: Response) -> Response:
-    """Add a session cookie to the response if the caller has no credentials; return it."""
-    # Only for this site's own pages: others would not send the cookie back. It counts from the
-    # next request on, so a client that refuses cookies still has the run that it started.
+    """Set a session cookie if the caller has no credentials. Return the response."""
+    # Only pages of the same site send the cookie back. It takes effect with the next request, so a
+    # client that refuses cookies can still read the run that it started.
     if not caller.identified and request.headers.get("Sec-Fetch-Site") == "same-origin":
         current_service().access.set_session(request, response)
     return response
@@ -32,21 +32,24 @@ def dialect_of(name: str | None) -> Dialect:
     dialects = current_service().dialects
     dialect = dialects.get(name or "native")
     if dialect is None:
-        raise BadRequest(f"The format is one of {', '.join(dialects)}.", field="format")
+        raise BadRequest(f"The format must be one of {', '.join(dialects)}.", field="format")
     return dialect
 
 
 def permit_for(caller: Caller) -> StreamPermit:
-    """Return a permit for one more stream, to be left. Raises TooManyRequests or Unavailable."""
+    """Return a permit for one more stream. The caller must leave it.
+
+    Raises TooManyRequests or Unavailable.
+    """
     return StreamPermit(
         current_service().access, request, caller, current_service().settings.recheck
     )
 
 
 def stream(caller: Caller, cursor: Cursor, format: str | None, permit: StreamPermit) -> Response:
-    """Return a stream of the run's events after the cursor, or 204 if there will be none.
+    """Return a stream of the run's events after the cursor, or 204 if all have been read.
 
-    Releases the permit when the stream ends, or at once if there is no stream.
+    Leaves the permit when the stream ends, or at once if there is no stream.
     """
     try:
         dialect = dialect_of(format)
@@ -60,21 +63,21 @@ def stream(caller: Caller, cursor: Cursor, format: str | None, permit: StreamPer
                 mimetype="text/event-stream",
                 headers=_EVENT_STREAM,
             )
-            # Not in the generator's `finally`: a generator that never started does not run it.
+            # A generator's `finally` does not run if the generator never started.
             response.call_on_close(opened.close)
             return response
     except BaseException:
         permit.leave()
         raise
     permit.leave()
-    # The one status that keeps an EventSource from reconnecting.
-    done = Response(status=204)
-    del done.headers["Content-Type"]
-    return done
+    # Status 204 tells an EventSource not to reconnect.
+    response = Response(status=204)
+    del response.headers["Content-Type"]
+    return response
 
 
 def run_json(run: Run) -> dict[str, Any]:
-    """Return a run as JSON shows it; see `schemas.Run`."""
+    """Return a run as a JSON object, as `schemas.Run` describes it."""
     return {
         "run": run.id,
         "chain": run.chain,
@@ -96,7 +99,7 @@ def run_json(run: Run) -> dict[str, Any]:
 
 
 def conversation_json(conversation: Conversation) -> dict[str, Any]:
-    """Return a conversation as JSON shows it in a list; see `schemas.Conversation`."""
+    """Return a conversation without its runs, as `schemas.Conversation` describes it."""
     return {
         "id": conversation.id,
         "title": conversation.title,

@@ -33,21 +33,21 @@ from .current import (
     json_object,
     question_input,
     resume_input,
-    start_for,
+    start_run,
 )
 from .document_text import text_of
 from .host_app import BLUEPRINT, first_request_check
 from .openapi import description
 from .problems import http_problem, problem
-from .requests import cursor, fields, number, refuse_head
+from .requests import cursor, query_integer, refuse_head, validated
 from .responses import conversation_json, dialect_of, permit_for, run_json, stream, with_session
 from .schemas import Ask, MakeTicket, Rename, Start
 
 PACKAGE = Path(__file__).parent.parent
-#: In a wheel the templates are inside the package; in a checkout they stand beside it.
+#: In a wheel the templates are inside the package, in a checkout beside it.
 TEMPLATES = next(p for p in (PACKAGE / "templates", PACKAGE.parent / "templates") if p.is_dir())
-#: The thread on which documents are read.
-reader = NativeThread()
+#: The thread that parses uploaded documents.
+document_thread = NativeThread()
 
 
 def make_blueprint(settings: Settings, access: Access) -> Blueprint:
@@ -60,7 +60,8 @@ def make_blueprint(settings: Settings, access: Access) -> Blueprint:
         static_url_path="/static/stream",
         template_folder=str(TEMPLATES),
     )
-    # APIFlask asks this of every blueprint when it describes the app; ours describes itself.
+    # APIFlask reads this from each blueprint when it generates its OpenAPI document. This blueprint
+    # serves its own.
     blueprint.enable_openapi = False  # type: ignore[attr-defined]
     blueprint.before_request(first_request_check())
     blueprint.before_request(_check_change)
@@ -103,16 +104,16 @@ def start() -> ResponseReturnValue:
     check_identified(caller)
     uploads = request.mimetype == "multipart/form-data"
     if uploads:
-        body = fields(Start, _uploaded(caller))
+        body = validated(Start, _uploaded(caller))
     else:
-        body = fields(Start, json_object())
+        body = validated(Start, json_object())
         check_start(caller, body.chain)
     if (body.input is None) == ("resume" not in body.model_fields_set):
-        raise BadRequest("Send input, or resume for an answer that was asked for.", field="input")
+        raise BadRequest("Send either input, or resume to answer an interrupt.", field="input")
     value = (
         resume_input(body.resume) if body.input is None else question_input(body.chain, body.input)
     )
-    run, new = start_for(caller, _asked(body, body.chain, value), counted=uploads)
+    run, new = start_run(caller, _start_request(body, body.chain, value), counted=uploads)
     response = jsonify(run_json(run))
     response.status_code = 201 if new else 200
     response.headers["Location"] = url_for(".status", run=run.id)
@@ -120,17 +121,17 @@ def start() -> ResponseReturnValue:
 
 
 def _uploaded(caller: Caller) -> dict[str, Any]:
-    """Return the fields of a form, with the text of its file as the input.
+    """Return the fields of a form, with the text of its file as `input`.
 
-    Permission and limits are checked, and the start is counted, before the file is parsed.
+    Checks permission and limits, and counts the start, before it parses the file.
     """
     settings, quotas = current_service().settings, current_service().access.quotas
     with quotas.upload(caller.address):
         values, (name, data) = form(settings.max_upload, settings.body_timeout)
         check_start(caller, values.get("chain", ""))
         quotas.start(caller.principal, caller.address)
-        # On a thread of its own: a document that takes long to parse must not block the worker.
-        text = reader.call(text_of, name, data, settings.max_document, settings.max_pages)
+        # A document that takes long to parse must not block the worker.
+        text = document_thread.call(text_of, name, data, settings.max_document, settings.max_pages)
     return values | {"input": {"document": text}}
 
 
@@ -140,99 +141,99 @@ def status(run: str) -> ResponseReturnValue:
 
 
 def events(run: str) -> ResponseReturnValue:
-    """`GET /runs/<run>/events`: the run's log from a cursor on, and what is still to come."""
+    """`GET /runs/<run>/events`: stream the run's events, from a cursor on."""
     refuse_head()
     caller = current_caller(run)
-    place = cursor(run) or Cursor(run, 0)
-    if place.run != run:
-        raise BadRequest("The cursor is of another run.", field="Last-Event-ID")
-    return stream(caller, place, request.args.get("format"), permit_for(caller))
+    after = cursor(run) or Cursor(run, 0)
+    if after.run != run:
+        raise BadRequest("The cursor belongs to another run.", field="Last-Event-ID")
+    return stream(caller, after, request.args.get("format"), permit_for(caller))
 
 
 def cancel(run: str) -> ResponseReturnValue:
-    """`POST /runs/<run>/cancel`: answers when the model has really stopped."""
+    """`POST /runs/<run>/cancel`: stop the run, and respond when the model has stopped."""
     return run_json(current_runs().cancel(run, STOP_WAIT, current_caller(run).principal))
 
 
 def ask(chain: str) -> ResponseReturnValue:
-    """`/stream_<chain>`: start and stream in one request, or resume what it had started."""
+    """`/stream_<chain>`: start and stream in one request, or resume the stream."""
     refuse_head()
     caller = current_caller()
     current_runs().starts.chain(chain)
-    place = cursor(None)
-    if place is not None:
+    after = cursor(None)
+    if after is not None:
         # An EventSource repeats the whole request when it reconnects.
-        caller.check_run(place.run)
-        return stream(caller, place, request.args.get("format"), permit_for(caller))
-    known = {name: v for name, v in request.args.items() if name in Ask.model_fields}
+        caller.check_run(after.run)
+        return stream(caller, after, request.args.get("format"), permit_for(caller))
+    values = {name: v for name, v in request.args.items() if name in Ask.model_fields}
     check_start(caller, chain)
-    body = fields(Ask, known | json_object() if request.method == "POST" else known)
+    body = validated(Ask, values | json_object() if request.method == "POST" else values)
     dialect = dialect_of(body.format)
     value = question_input(chain, body.question, "question")
-    # Before the model is called: otherwise an answer that cannot be read would be paid for.
+    # The permit comes first, so that the model is not called for an answer that cannot be sent.
     permit = permit_for(caller)
     try:
-        run, _ = start_for(caller, _asked(body, chain, value))
+        run, _ = start_run(caller, _start_request(body, chain, value))
     except BaseException:
         permit.leave()
         raise
     return with_session(caller, stream(caller, Cursor(run.id, 0), dialect.name, permit))
 
 
-def _asked(body: Start | Ask, chain: str, value: dict[str, Any]) -> StartRequest:
+def _start_request(body: Start | Ask, chain: str, value: dict[str, Any]) -> StartRequest:
     parent = body.parent if "parent" in body.model_fields_set else NEWEST
     return StartRequest(
         chain,
         value,
         run=body.run,
         conversation=body.conversation,
-        parent=parent or None,  # a query has no null: there, an empty value means none
+        parent=parent or None,  # a query string cannot say null: an empty value means it
         multitask=body.multitask,
     )
 
 
 def conversations() -> ResponseReturnValue:
-    """`GET /conversations`: a page of the caller's, the most recently updated first."""
-    who = conversation_owner()
-    page, after = current_runs().conversations.page(
-        who, number("limit", USUAL), request.args.get("before")
+    """`GET /conversations`: a page of the caller's conversations, the newest first."""
+    owner = conversation_owner()
+    page, before = current_runs().conversations.page(
+        owner, query_integer("limit", USUAL), request.args.get("before")
     )
-    return {"conversations": [conversation_json(one) for one in page], "next": after}
+    return {"conversations": [conversation_json(item) for item in page], "next": before}
 
 
 def conversation(id: str) -> ResponseReturnValue:
-    """`GET`, `PATCH`, `DELETE /conversations/<id>`: read it with its runs, rename it, remove it."""
-    who = conversation_owner()
-    mine = current_runs().conversations
+    """`GET`, `PATCH`, `DELETE /conversations/<id>`: read, rename or remove it."""
+    owner = conversation_owner()
+    store = current_runs().conversations
     if request.method == "DELETE":
-        mine.remove(who, id)
+        store.remove(owner, id)
         return "", 204
     if request.method == "PATCH":
-        return conversation_json(mine.rename(who, id, fields(Rename, json_object()).title))
-    found, its_runs = mine.get(who, id)
-    told = [run_json(run) | {"input": shown(json.loads(run.input))} for run in its_runs]
-    return conversation_json(found) | {"runs": told}
+        return conversation_json(store.rename(owner, id, validated(Rename, json_object()).title))
+    found, runs = store.get(owner, id)
+    items = [run_json(run) | {"input": shown(json.loads(run.input))} for run in runs]
+    return conversation_json(found) | {"runs": items}
 
 
 def tickets() -> ResponseReturnValue:
-    """`POST /tickets`: make a ticket, the right to start one run."""
+    """`POST /tickets`: create a ticket, which is the right to start one run."""
     caller = current_caller()
-    body = fields(MakeTicket, json_object())
+    body = validated(MakeTicket, json_object())
     current_runs().starts.chain(body.chain)
     principal = current_service().access.ticket_principal(caller, body.user)
     current_runs().starts.place(principal, body.conversation, body.parent or NEWEST)
-    made = Ticket(new_id(), body.chain, principal, body.conversation, body.parent)
-    text, expires = current_service().access.tickets.issue(made)
+    ticket = Ticket(new_id(), body.chain, principal, body.conversation, body.parent)
+    text, expires = current_service().access.tickets.issue(ticket)
     urls = {
         "stream": url_for(".ask", chain=body.chain, ticket=text),
-        "events": url_for(".events", run=made.run, ticket=text),
-        "cancel": url_for(".cancel", run=made.run, ticket=text),
+        "events": url_for(".events", run=ticket.run, ticket=text),
+        "cancel": url_for(".cancel", run=ticket.run, ticket=text),
     }
-    return {"ticket": text, "run": made.run, "expires": expires, "urls": urls}, 201
+    return {"ticket": text, "run": ticket.run, "expires": expires, "urls": urls}, 201
 
 
 def openapi() -> ResponseReturnValue:
-    """`STREAM_OPENAPI`, such as `GET /openapi.json`: this interface, as OpenAPI describes it."""
+    """`GET /openapi.json`, or the path in `STREAM_OPENAPI`: the OpenAPI document."""
     service = current_service()
     names = service.runs.starts.names()
     return description(service.settings, names, list(service.dialects), request.root_path)
@@ -244,7 +245,7 @@ def live() -> ResponseReturnValue:
 
 
 def ready() -> ResponseReturnValue:
-    """`GET /health/ready`: 200 while this worker takes new runs, else 503."""
+    """`GET /health/ready`: 200 while this worker accepts new runs, else 503."""
     current_runs().check_ready()
     return {
         "status": "ready",
@@ -254,9 +255,9 @@ def ready() -> ResponseReturnValue:
 
 
 def chat(conversation: str | None = None) -> ResponseReturnValue:
-    """`GET /`, `GET /c/<conversation>`: the page, for a new conversation or for that one.
+    """`GET /`, `GET /c/<conversation>`: the chat page, for a new or an existing conversation.
 
-    `?chain=` names another chain than `chat`, or than the first where there is no `chat`.
+    `?chain=` selects a chain. The default is `chat`, or the first chain if none has that name.
     """
     settings = current_service().settings
     names = current_runs().starts.names()

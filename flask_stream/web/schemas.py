@@ -1,7 +1,7 @@
-"""The bodies of requests and of responses as pydantic models.
+"""Pydantic models of the bodies of requests and responses.
 
-Requests are validated with them. Responses are built as plain dicts, which costs less, and a test
-validates them: see `tests/test_openapi.py`. The OpenAPI description is made from both.
+Requests are validated with them. Responses are plain dicts, which are cheaper to build;
+`tests/test_openapi.py` validates them. The OpenAPI document is generated from both.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Start(BaseModel):
 
 
 class Ask(BaseModel):
-    """The body, or the query, of `/stream_<chain>`."""
+    """The body or the query string of `/stream_<chain>`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -45,7 +45,10 @@ class Ask(BaseModel):
 
 
 class Message(BaseModel):
-    """A message of a WebSocket or Socket.IO client: with one of the texts, or `resume`."""
+    """A message of a WebSocket or Socket.IO client.
+
+    It has exactly one of `question`, `message`, `input` and `resume`.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -90,7 +93,7 @@ class Run(BaseModel):
     conversation: Id
     parent: Id | None
     status: Literal["running", "done", "failed", "cancelled", "interrupted"]
-    seq: int = Field(ge=0, description="The number of its newest event.")
+    seq: int = Field(ge=0, description="The number of the run's newest event.")
     created: Seconds
     started: Milliseconds | None = None
     first_chunk: Milliseconds | None = None
@@ -100,13 +103,13 @@ class Run(BaseModel):
 
 
 class ConversationRun(Run):
-    """A run as it stands in its conversation: with its input."""
+    """A run in a conversation, with its input."""
 
     input: dict[str, Any]
 
 
 class Conversation(BaseModel):
-    """A conversation; with its runs where it is read by itself."""
+    """A conversation. `runs` is empty in a list of conversations."""
 
     id: Id
     title: str
@@ -117,14 +120,14 @@ class Conversation(BaseModel):
 
 
 class Conversations(BaseModel):
-    """A page of conversations; `next` is the `before` of the next page."""
+    """A page of conversations. `next` is the value of `before` for the next page."""
 
     conversations: list[Conversation]
     next: str | None
 
 
 class Ticket(BaseModel):
-    """A ticket, and the URLs that hold it."""
+    """A ticket, and URLs that contain it."""
 
     ticket: str
     run: Id
@@ -133,7 +136,7 @@ class Ticket(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error, as a problem document (RFC 9457)."""
+    """An error as a problem document (RFC 9457)."""
 
     type: str
     title: str
@@ -143,13 +146,13 @@ class Problem(BaseModel):
 
 
 class Live(BaseModel):
-    """A worker that answers."""
+    """The response of a worker that is alive."""
 
     status: Literal["live"]
 
 
 class Ready(BaseModel):
-    """A worker that takes new runs, and what it has open."""
+    """The response of a worker that accepts new runs."""
 
     status: Literal["ready"]
     live_runs: int
@@ -159,7 +162,7 @@ class Ready(BaseModel):
 class Event(BaseModel):
     """A server-sent event."""
 
-    data: str = Field(description="JSON, or with `format=text` text.")
+    data: str = Field(description="JSON, or plain text with `format=text`.")
     id: str = Field("", pattern="^[A-Za-z0-9_-]{16,64}:[1-9][0-9]{0,15}$")
     event: str = Field("", pattern="^[a-z_]+$")
 
@@ -177,16 +180,16 @@ RESPONSES: list[type[BaseModel]] = [
 
 #: What each error status means.
 ERRORS = {
-    400: "A field is missing, or has a value that cannot be used.",
-    401: "Nobody is signed in, or the token, key or ticket is not good.",
-    403: "Not from here: a foreign page, an image, a prefetch, a navigation.",
-    404: "There is no such thing, or it is somebody else's.",
-    405: "Not this method.",
-    408: "The body did not come in time.",
-    409: "The run id is another question's, the conversation is busy, or nobody has asked.",
-    410: "The answer is no longer kept.",
-    413: "The body is too long.",
-    415: "The body is of another type than is taken, or encoded.",
-    429: "More than one may have. See Retry-After.",
-    503: "Not now. See Retry-After.",
+    400: "A field is missing or has an invalid value.",
+    401: "The caller is not signed in, or the token, key or ticket is invalid or has expired.",
+    403: "The request comes from another site's page, an image, a prefetch or a navigation.",
+    404: "It does not exist, or belongs to somebody else.",
+    405: "The method is not allowed.",
+    408: "The body did not arrive in time.",
+    409: "The run id is in use, the conversation is busy, or the run has not asked for an answer.",
+    410: "The answer is no longer stored.",
+    413: "The body is too large.",
+    415: "The body has an unsupported type or encoding.",
+    429: "A limit is reached. See Retry-After.",
+    503: "The service cannot do this right now. See Retry-After.",
 }

@@ -1,4 +1,4 @@
-"""The server's socket under a request: the one place that knows where a server keeps it."""
+"""The server's socket of a request. Only this module knows where each server keeps it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _KEYS = ("gunicorn.socket", "werkzeug.socket")
 
 
 def server_socket(environ: Mapping[str, Any]) -> Any:
-    """Return the connection's socket, or None where the server does not give it.
+    """Return the connection's socket, or None if the server does not provide it.
 
-    Under gunicorn's gevent worker it is gevent's socket; elsewhere the standard library's.
+    gunicorn's gevent worker provides a gevent socket, other servers one of the standard library.
     """
     return next((environ[key] for key in _KEYS if key in environ), None)
