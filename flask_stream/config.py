@@ -1,9 +1,9 @@
-"""The settings: one table, from which the checks and docs/settings.md are made.
+"""The settings, in one table. docs/settings.md is generated from it.
 
-Each is `STREAM_<NAME>` in Flask's config, and `FLASK_STREAM_<NAME>` in the environment if the app
-calls `app.config.from_prefixed_env()`, as `create_app` does. An argument of
-`FlaskStream(app, name=value)` overrides both. A value that cannot work raises a ConfigError at
-start that names the setting.
+Each setting is `STREAM_<NAME>` in Flask's config. It is `FLASK_STREAM_<NAME>` in the environment if
+the app calls `app.config.from_prefixed_env()`, as `create_app` does. An argument of
+`FlaskStream(app, name=value)` overrides both. An invalid value raises a ConfigError at start, which
+names the setting.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .errors import ConfigError
 
 PREFIX = "STREAM_"
 
-#: A value that is text in the environment, and may be a function in the constructor.
+#: A value that is a text in the config, and may also be a function in the constructor.
 Named = str | Callable[..., Any]
 
 
-#: The longest time that a setting may have: ten years, in seconds.
+#: The highest value of a setting by default: ten years, in seconds.
 LONGEST = 315_360_000
 
 
@@ -36,15 +36,15 @@ def _setting(
     form: tuple[str, str] | None = None,
     secret: bool = False,
 ) -> Any:
-    # A secret is left out of the repr, so that no log or trace shows it.
+    # Secrets are left out of the repr, so that they do not appear in logs and tracebacks.
     metadata = {"help": help, "least": least, "most": most, "form": form}
     return field(default=default, repr=not secret, metadata=metadata)
 
 
-#: A path: a pattern, and the words that an error uses for it.
+#: A pattern for paths, and how an error message describes it.
 _PATH = (r"(/[A-Za-z0-9._~-]+)*", "a path that begins with / and does not end with one")
 
-#: Settings that had another name.
+#: New names of settings that were renamed.
 _RENAMED = {"cache": "model_folder"}
 
 
@@ -54,9 +54,9 @@ class Settings:
 
     store: str = _setting(
         "sqlite:///runs.db",
-        "Where logs are kept. `sqlite:///file`: a file, by default in Flask's instance folder, for "
+        "Where runs are stored. `sqlite:///file`: a file, relative to Flask's instance folder, for "
         "any number of workers on one machine. `redis://host`, `rediss://host`, `unix://socket`: "
-        "Redis 6.2 or later, or Valkey, for several machines. `memory://`: for one process; lost "
+        "Redis 6.2 or later, or Valkey, for several machines. `memory://`: for one process, lost "
         "when it ends.",
         secret=True,
     )
@@ -69,12 +69,12 @@ class Settings:
         "`local:smollm2`.",
     )
     fallback_model: str | None = _setting(
-        None, "The model to call when the first one fails before its first token."
+        None, "The model to call if `STREAM_MODEL` fails before its first token."
     )
     base_url: str | None = _setting(
         None,
-        "The address of `STREAM_MODEL`, if it is an `openai:`, `ollama:` or `vllm:` model and not "
-        "at its default address. A fallback model of another provider does not use it.",
+        "The base URL of an `openai:`, `ollama:` or `vllm:` model, if it differs from the "
+        "provider's default. A fallback model of another provider does not use it.",
     )
     system_prompt: str = _setting(
         "You are a helpful assistant.", "The system prompt of the built-in `chat`."
@@ -87,12 +87,12 @@ class Settings:
     max_tokens: int | None = _setting(1024, "Most tokens of a model's answer.", least=1)
     history_tokens: int | None = _setting(
         None,
-        "About how many tokens of earlier turns a chain gets with a question. Not set: 1024 for "
+        "About how many tokens of earlier turns to send with a question. Not set: 1024 for "
         "`chat` on the embedded model, else 8000.",
         least=0,
     )
     model_retries: int = _setting(
-        2, "How often a call of the model is repeated if it fails before its first token.", least=0
+        2, "How often to retry a call of the model that fails before its first token.", least=0
     )
     documents: str | None = _setting(
         None, "Folder of Markdown and text files that the built-in `agent` can search."
@@ -104,13 +104,13 @@ class Settings:
     )
     summary_parallel: int = _setting(
         0,
-        "How many pieces `summary` reads at the same time. 0: one for a local model, else four.",
+        "How many parts `summary` reads at the same time. 0: one for a local model, else four.",
         least=0,
     )
     checkpoints: str = _setting(
         "sqlite:///checkpoints.db",
-        "Where graphs that were compiled without a checkpointer keep their state: "
-        "`sqlite:///file`, `postgres://…`, `redis://…`, `memory://`, or empty to keep none.",
+        "Where to store the state of graphs that were compiled without a checkpointer: "
+        "`sqlite:///file`, `postgres://…`, `redis://…`, `memory://`, or empty to store none.",
         secret=True,
     )
     max_question: int = _setting(
@@ -128,14 +128,14 @@ class Settings:
     frame_ancestors: str = _setting(
         "", "Origins whose pages may show the chat page in a frame, separated by spaces."
     )
-    auth: Named = _setting(  # noqa: RUF009 - a field, as all of them
+    auth: Named = _setting(  # noqa: RUF009 - this is a dataclass field
         "session",
         "How a request is identified. `session`: an anonymous signed cookie. `jwt`: a bearer "
         "token. Or, given to the constructor, a function of the request that returns a user's id "
         "or None.",
     )
     session_age: float = _setting(
-        2_592_000, "How long a session's cookie is valid: 30 days.", least=60
+        2_592_000, "How long a session cookie is valid. Default: 30 days.", least=60
     )
     jwt_issuer: str | None = _setting(
         None, "The tokens' `iss`. `jwt` needs this and the next two settings."
@@ -145,9 +145,7 @@ class Settings:
         None, "The only accepted algorithm: `RS256`, `ES256`, `HS256`, …."
     )
     jwt_key: str | None = _setting(None, "The secret, or the public key as PEM.", secret=True)
-    jwt_jwks: str | None = _setting(
-        None, "Instead of a key: the URL where public keys are published."
-    )
+    jwt_jwks: str | None = _setting(None, "URL of a JSON Web Key Set, to use instead of a key.")
     recheck: float = _setting(
         15,
         "How often the server checks that the reader of an open stream is still signed in.",
@@ -191,8 +189,8 @@ class Settings:
         "requests.",
         least=0,
     )
-    heartbeat: float = _setting(10, "Time between comments to a silent stream.", least=0.1)
-    reconnect: float = _setting(1, "How long a browser waits to reconnect.", least=0)
+    heartbeat: float = _setting(10, "How often to send a comment on a silent stream.", least=0.1)
+    reconnect: float = _setting(1, "How long a browser waits before it reconnects.", least=0)
     write_timeout: float = _setting(
         30, "How long a client may take to accept data.", least=0.1, most=86_400
     )
@@ -200,19 +198,21 @@ class Settings:
     silence_timeout: float = _setting(120, "Longest time between two events of a run.", least=0.1)
     run_timeout: float = _setting(1800, "Longest time of a whole run.", least=0.1)
     lease: float = _setting(
-        15, "Time within which a dead worker's runs end as `worker_lost`.", least=1
+        15, "Time after which the runs of a dead worker have ended as `worker_lost`.", least=1
     )
-    keep: float = _setting(604_800, "How long a run is kept: one week.", least=1)
+    keep: float = _setting(604_800, "How long to keep a run. Default: one week.", least=1)
     model_folder: str | None = _setting(
         None, "Folder for the embedded model. Not set: `flask_stream` in the user's cache folder."
     )
     local_url: str | None = _setting(
         None, "URL of the embedded model's server. Set by the gunicorn master that started it."
     )
-    local_key: str | None = _setting(None, "Its key. Set likewise.", secret=True)
+    local_key: str | None = _setting(
+        None, "API key of that server. Set in the same way.", secret=True
+    )
     url_prefix: str = _setting(
         "",
-        "Path below which all routes are, static files and Socket.IO included, such as `/ai`. "
+        "Prefix of all routes, including static files and Socket.IO, such as `/ai`. "
         "Empty: the root.",
         form=_PATH,
     )
@@ -229,7 +229,7 @@ class Settings:
     def load(cls, config: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
         """Return the settings from Flask's config and the constructor's arguments.
 
-        Raises ConfigError for an unknown name and for a value that cannot work.
+        Raises ConfigError for an unknown name or an invalid value.
         """
         values: dict[str, Any] = {}
         known = {setting.name for setting in fields(cls)}
@@ -238,8 +238,8 @@ class Settings:
                 values[key.removeprefix(PREFIX).lower()] = value
         values |= {name.lower(): value for name, value in given.items()}
         for name in values.keys() - known:
-            near = difflib.get_close_matches(_RENAMED.get(name, name), known, n=1)
-            hint = f": did you mean {PREFIX}{near[0].upper()}?" if near else ""
+            similar = difflib.get_close_matches(_RENAMED.get(name, name), known, n=1)
+            hint = f": did you mean {PREFIX}{similar[0].upper()}?" if similar else ""
             raise ConfigError(PREFIX + name.upper(), f"is not a setting{hint}")
         hints = get_type_hints(cls)
         return cls(
@@ -261,30 +261,30 @@ def _checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
             return None
         if str in kinds and value == "":
             return value
-        raise ConfigError(setting, "has no value")
+        raise ConfigError(setting, "is empty")
     if callable(value) and len(kinds) > 1 and types.NoneType not in kinds:
         return value
     kind = next(kind for kind in kinds if kind is not types.NoneType)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(setting, f"is {value!r}, and should be {_WORDS[kind]}")
+        raise ConfigError(setting, f"is {value!r}, but must be {_DESCRIPTIONS[kind]}")
     form = metadata["form"]
     if form is not None and re.fullmatch(form[0], value) is None:
-        raise ConfigError(setting, f"is {value!r}, and should be {form[1]}")
+        raise ConfigError(setting, f"is {value!r}, but must be {form[1]}")
     least, most = metadata["least"], metadata["most"]
     if least is not None and not value >= least:
-        raise ConfigError(setting, f"is {value!r}, and should be at least {least:g}")
+        raise ConfigError(setting, f"is {value!r}, but must be at least {least:g}")
     if least is not None and not value <= most:
-        raise ConfigError(setting, f"is {value!r}, and should be at most {most:g}")
+        raise ConfigError(setting, f"is {value!r}, but must be at most {most:g}")
     return value
 
 
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_DESCRIPTIONS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def table() -> str:
-    """Return the settings as a Markdown table, as in docs/settings.md."""
+    """Return the settings as the Markdown table of docs/settings.md."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for setting in fields(Settings):
         default = "" if setting.default in (None, "") else f"`{setting.default}`"

@@ -1,12 +1,12 @@
-"""gunicorn's settings and hooks, for any app that has a `FlaskStream`.
+"""Settings and hooks of gunicorn, for any app that has a `FlaskStream`.
 
-A `gunicorn.conf.py` takes them, after it has patched, and may then set others:
+Import them in `gunicorn.conf.py` after monkey-patching, and change them below if needed:
 
     from gevent import monkey; monkey.patch_all()
     from flask_stream.gunicorn import *
 
-An app with the built-in chains on the embedded model takes `on_starting` and `on_exit` as well:
-then the model is the master's, one for all workers.
+An app that uses the built-in chains with the embedded model imports `on_starting` and `on_exit` as
+well. The master then starts one model for all workers.
 """
 
 from __future__ import annotations
@@ -48,24 +48,25 @@ __all__ = [
 ]
 
 worker_class = "gevent"
-# One holds thousands of streams; more are for more cores.
+# One worker handles thousands of streams. Use one for each core.
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
 worker_connections = 10_000
-# Of the worker's heartbeat, not of a stream: streams may live for ever.
+# This is the timeout of the worker's heartbeat. It does not limit streams.
 timeout = 60
 graceful_timeout = 30
 keepalive = 5
-# A question in a URL may be as long as gunicorn can read.
+# gunicorn's highest limit, because a GET request has the question in its URL.
 limit_request_line = 8190
-# What proxies say is believed for STREAM_PROXIES alone.
+# STREAM_PROXIES decides which proxies are trusted.
 forwarded_allow_ips = ""
 logger_class = "flask_stream.gunicorn.JsonLogger"
-# For those who want an access log: no query, which has questions and tickets, and no Referer.
+# If an access log is enabled, it has no query string, which may contain questions and tickets, and
+# no Referer.
 access_log_format = "%(h)s %(m)s %(U)s %(s)s %(b)s %(M)s ms"
 
 
 class JsonLogger(Logger):
-    """gunicorn's logger, with lines of JSON like those of the service."""
+    """gunicorn's logger, with JSON lines like those of the service."""
 
     def setup(self, cfg: Config) -> None:
         super().setup(cfg)
@@ -74,16 +75,17 @@ class JsonLogger(Logger):
                 handler.setFormatter(JsonFormatter())
 
 
-_started: list[LocalServer] = []
+_local_models: list[LocalServer] = []
 _drains: list[threading.Thread] = []
 
-#: Seconds before the master's SIGKILL at which a worker that shuts down ends its live runs.
+#: A worker that shuts down ends its live runs this many seconds before the master's SIGKILL.
 MARGIN = 3.0
 
 
 def on_starting(server: Arbiter) -> None:
-    """Start the embedded model, once, before any worker and any request."""
-    # Imported by the master, and after the patching: the workers get it all with their fork.
+    """Start the embedded model before the first worker starts."""
+    # Imported here because this module is imported before monkey-patching may be complete. The
+    # workers inherit the modules when they are forked.
     from flask import Flask
 
     from .chains.local_model import ModelUnavailable
@@ -104,28 +106,28 @@ def on_starting(server: Arbiter) -> None:
             model = start_local(names[0], settings.model_folder)
             os.environ["FLASK_STREAM_LOCAL_URL"] = model.url
             os.environ["FLASK_STREAM_LOCAL_KEY"] = model.api_key
-            _started.append(model)
+            _local_models.append(model)
     except (ConfigError, ModelUnavailable) as error:
         sys.exit(f"flask_stream: {error}")
 
 
 def on_exit(server: Arbiter) -> None:
     """Stop the embedded model."""
-    for model in _started:
+    for model in _local_models:
         model.stop()
 
 
 def post_worker_init(worker: Worker) -> None:
-    """Tune the garbage collector, warn of unfit workers, and prepare the worker's shutdown."""
-    # LangChain's modules stay for ever, and scanning them in every full collection takes a third
-    # of all time. Most of what a stream allocates is freed without the collector.
+    """Tune the garbage collector, warn about unsuitable workers, and prepare the shutdown."""
+    # LangChain's modules are never freed, and scanning them in every full collection takes a third
+    # of the CPU time. Reference counting frees most of what a stream allocates.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    worker.log.error_log.addFilter(_no_fault)
+    worker.log.error_log.addFilter(_shorten_client_errors)
     service = _service(worker)
     if service is not None:
-        # Not imported above: the master reads this file before it forks, without the app.
+        # Imported here because the master reads this file without loading the app.
         from gunicorn.workers.gthread import ThreadWorker
         from gunicorn.workers.sync import SyncWorker
 
@@ -136,28 +138,29 @@ def post_worker_init(worker: Worker) -> None:
         elif isinstance(worker, ThreadWorker):
             warn_once(ONE_THREAD_EACH)
         service.access.quotas.limit_streams(worker.cfg.worker_connections)
-    # gunicorn has no hook for being told to go. The master counts its grace from its signal, the
-    # worker from its own last look; so the master's SIGKILL comes first, and no `finally` runs.
+    # gunicorn has no hook for the moment at which a worker should stop. The grace period of the
+    # master begins with its signal, that of the worker begins later. Without this thread the
+    # master's SIGKILL would come first, and no `finally` would run.
     drain = threading.Thread(target=_drain_at_end, args=(worker,), name="drain", daemon=True)
     drain.start()
     _drains.append(drain)
 
 
-def _no_fault(record: logging.LogRecord) -> bool:
-    """Log a client that missed its write deadline in one line, without a traceback."""
+def _shorten_client_errors(record: logging.LogRecord) -> bool:
+    """Log errors of clients in one line, without a traceback and without what they sent."""
     if str(record.msg).startswith("Invalid request from ip="):
-        # What follows is what the client has sent, a question perhaps.
+        # The rest of the line is what the client sent, possibly a question.
         record.msg = str(record.msg).partition("'")[0].rstrip(" :")
     if record.exc_info and isinstance(record.exc_info[1], TimeoutError):
         record.exc_info = None
         record.levelno, record.levelname = logging.INFO, "INFO"
-        record.msg, record.args = "A client was too slow to read, and was let go.", ()
+        record.msg, record.args = "A client read too slowly and was disconnected.", ()
     return True
 
 
 def worker_exit(server: Arbiter, worker: Worker) -> None:
-    """Wait until the live runs have ended. gunicorn itself waits for open responses only."""
-    worker.alive = False  # it may leave for another reason, such as a master that is gone
+    """Wait until the live runs have ended. gunicorn itself waits only for open responses."""
+    worker.alive = False  # it is still true if the worker exits because the master died
     for drain in _drains:
         drain.join()
     service = _service(worker)
@@ -183,6 +186,6 @@ def _drain(worker: Any, grace: float) -> None:
 
 
 def _service(worker: Any) -> Service | None:
-    # Not there when the app could not be loaded, or is none of Flask's.
+    # There is no service if the app failed to load or is not a Flask app.
     extensions: dict[str, Service] = getattr(worker.wsgi, "extensions", {})
     return extensions.get("flask_stream")

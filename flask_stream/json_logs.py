@@ -1,8 +1,7 @@
-"""Log lines of the service: one JSON object each, so that no text can pass for a line of its own.
+"""Logging as JSON, one object on each line, so that no text can forge a log line.
 
-`time` (UTC), `level`, `logger`, `message`, and `run` where the line is about one. What an
-exception says may hold anything, a provider's key included, and is for the operator alone: it
-stands under `operator`, and nowhere else.
+A line has `time` (UTC), `level`, `logger` and `message`, and `run` if it is about a run. The text
+of an exception may contain secrets such as a provider's key. Only the field `operator` has it.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ import threading
 import time
 from typing import Any
 
-#: Where a line written by others shows a request: what follows the path is left out.
+#: The query string of a URL in lines that other packages log. It is removed.
 _QUERY = re.compile(r"(?<=[^\s\"?])\?[^\s\"]*")
-#: How werkzeug shows a request that it could not read, and the query of one that it could.
+#: The query string in werkzeug's lines, and the text of a request that it could not parse.
 _WERKZEUG = re.compile(r"\?.*?(?=\"? HTTP/\d\.\d\" |$)| \('.*", re.DOTALL)
 _RUN = "run %s"
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as a JSON object on one line, control characters escaped."""
+    """Formats a record as a JSON object on one line, with escaped control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         args = record.args if isinstance(record.args, tuple) else ()
@@ -36,13 +35,13 @@ class JsonFormatter(logging.Formatter):
         if isinstance(record.msg, str) and record.msg.startswith(_RUN) and args:
             line["run"] = str(args[0])
         line["message"] = self._message(record)
-        told: dict[str, Any] = {}
+        operator: dict[str, Any] = {}
         if errors:
-            told["error"] = "; ".join(f"{type(error).__name__}: {error}" for error in errors)
+            operator["error"] = "; ".join(f"{type(error).__name__}: {error}" for error in errors)
         if record.exc_info and record.exc_info[0] is not None:
-            told["trace"] = self.formatException(record.exc_info)
-        if told:
-            line["operator"] = told
+            operator["trace"] = self.formatException(record.exc_info)
+        if operator:
+            line["operator"] = operator
         return json.dumps(line)
 
     def _message(self, record: logging.LogRecord) -> str:
@@ -55,11 +54,11 @@ class JsonFormatter(logging.Formatter):
         return (_WERKZEUG if record.name == "werkzeug" else _QUERY).sub("", message)
 
 
-def _failed(args: threading.ExceptHookArgs) -> None:
+def _log_thread_error(args: threading.ExceptHookArgs) -> None:
     """Log an exception that ended a thread."""
     if args.exc_value is not None:
         trace = args.exc_type, args.exc_value, args.exc_traceback
-        logging.getLogger("threads").error("a thread has failed", exc_info=trace)
+        logging.getLogger("threads").error("a thread failed", exc_info=trace)
 
 
 def configure_logging() -> None:
@@ -67,11 +66,11 @@ def configure_logging() -> None:
     root = logging.getLogger()
     if root.handlers:
         return
-    threading.excepthook = _failed
+    threading.excepthook = _log_thread_error
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    # At INFO they log every request with its URL.
-    for chatty in ("httpx", "httpx2", "httpcore", "openai", "anthropic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # At level INFO these packages log the URL of every request.
+    for name in ("httpx", "httpx2", "httpcore", "openai", "anthropic"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,6 +1,6 @@
-"""Reaching a Redis or Valkey, and finding out at start whether it keeps what it is given.
+"""Connections to Redis or Valkey, and checks at start that the server can keep data.
 
-For the store and the checkpoints alike: each names its own setting, which errors then name.
+The store and the checkpoints use them. Each passes the name of its setting for error messages.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from .errors import ConfigError, StoreError
 
 logger = logging.getLogger(__name__)
 
-#: Connections that a pool has at most. Who needs more has to wait.
+#: Most connections of a pool. Callers wait when all are in use.
 CONNECTIONS = 16
-#: Seconds that the server may take to answer.
+#: Seconds to wait for the server's response.
 TIMEOUT = 5.0
 
 
 def connection_pool(url: str, timeout: float, setting: str) -> BlockingConnectionPool:
-    """Connections to the server of that URL, none of them made yet. They answer with bytes.
+    """Return a pool of connections to a server, which return bytes. It does not connect yet.
 
-    `timeout` is how many seconds the server may take to answer, and a connection to come free,
-    unless the URL's own options say otherwise. Raises ConfigError without the URL: what of a
-    password was taken for a port or a path would be seen.
+    `timeout` is how many seconds to wait for a response and for a free connection, unless the URL's
+    own options set it. Raises ConfigError. Its message does not contain the URL, because a part of
+    the password may have been parsed as the port or the path.
     """
-    wrong = _wrong_place(url)
-    if wrong is None:
+    problem = _url_problem(url)
+    if problem is None:
         try:
             options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
             defaults = {
@@ -49,44 +49,48 @@ def connection_pool(url: str, timeout: float, setting: str) -> BlockingConnectio
             fixed = {
                 "protocol": 2,
                 "decode_responses": False,
-                # Once, for a connection that was closed meanwhile. Not what timed out: the caller
-                # has waited long enough, and knows better whether to try again.
+                # One retry, for a connection that the server has closed meanwhile. Timeouts are not
+                # retried: the caller has waited, and decides whether to try again.
                 "retry": Retry(NoBackoff(), 1, (ConnectionError,)),
             }
             pool = BlockingConnectionPool(**defaults | options | fixed)  # type: ignore[no-untyped-call]
-            # Made and thrown away: this is when an option that there is not is found.
+            # Creating a connection object fails for an unknown option.
             pool.connection_class(**pool.connection_kwargs)
             return pool
         except (ValueError, TypeError, RedisError) as error:
-            wrong = "the options are wrong" if "@" in url else short(error)
+            problem = "the options are invalid" if "@" in url else short(error)
     hint = "; percent-encode the password" if "@" in url else ""
     raise ConfigError(
-        setting, f"is not a Redis URL, as in redis://user:password@host:6379/0: {wrong}{hint}"
+        setting, f"is not a Redis URL such as redis://user:password@host:6379/0: {problem}{hint}"
     )
 
 
-def _wrong_place(url: str) -> str | None:
-    """What is wrong with a URL's host, port or database; none of it is in the sentence."""
+def _url_problem(url: str) -> str | None:
+    """Return what is wrong with a URL's host, port or database, without quoting it."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 - it is read from the text only now
+        parts.port  # noqa: B018 - reading it validates it
     except ValueError:
-        return "the host or the port is wrong"
+        return "the host or the port is invalid"
     if parts.scheme != "unix" and re.fullmatch(r"(/\d*)?", parts.path) is None:
         return "the database is not a number"
     return None
 
 
 def check(server: Any, shown: str, setting: str) -> Mapping[str, Any]:
-    """The server's INFO; nothing, with a warning, where the server does not let it be seen.
+    """Return the server's INFO, or an empty mapping and log a warning if INFO is not permitted.
 
-    `server` is a client of redis-py, `shown` its URL without secrets. Raises ConfigError for a
-    server that does not answer or would not keep what it is given. Leaves no connection open.
+    `server` is a redis-py client, `shown` its URL without secrets. Raises ConfigError if the server
+    does not answer, or may lose data. Leaves no connection open.
     """
     try:
         info: Mapping[str, Any] = server.info()
     except NoPermissionError:
-        logger.warning("%s: %s does not let its version and memory be seen", setting, shown)
+        logger.warning(
+            "%s: %s does not permit INFO, so its version and memory settings are not checked",
+            setting,
+            shown,
+        )
         return {}
     except (RedisError, OSError) as error:
         raise ConfigError(
@@ -102,15 +106,15 @@ def check(server: Any, shown: str, setting: str) -> Mapping[str, Any]:
     policy = str(info.get("maxmemory_policy", ""))
     if policy.startswith("allkeys-"):
         logger.warning(
-            "%s: %s has no maxmemory now; with one, its maxmemory-policy %s would delete what is "
-            "kept there: set it to noeviction",
+            "%s: %s has no maxmemory limit. With one, its maxmemory-policy %s would delete stored "
+            "data: set it to noeviction",
             *(setting, shown, policy),
         )
     return info
 
 
 def unfit(info: Mapping[str, Any]) -> str | None:
-    """Why nothing can be kept in a server with this INFO; None if it can."""
+    """Return why a server with this INFO may lose data, or None if it does not."""
     version = str(info.get("redis_version", ""))
     numbers = tuple(int(number) for number in re.findall(r"\d+", version))
     if numbers < (6, 2):
@@ -118,10 +122,10 @@ def unfit(info: Mapping[str, Any]) -> str | None:
     if info.get("cluster_enabled"):
         return "which is part of a cluster: use a server with cluster-enabled no"
     policy = str(info.get("maxmemory_policy", ""))
-    # The volatile-* policies spare keys without a time to live, as what has to stay has.
+    # The volatile-* policies delete only keys that have a time to live. Runs have none.
     if policy.startswith("allkeys-") and info.get("maxmemory"):
         return (
-            f"whose maxmemory-policy {policy} deletes what is kept there when memory runs out: "
+            f"whose maxmemory-policy {policy} deletes stored data when memory runs out: "
             "set it to noeviction"
         )
     return None
@@ -129,24 +133,24 @@ def unfit(info: Mapping[str, Any]) -> str | None:
 
 @contextmanager
 def store_errors(pool: BlockingConnectionPool, shown: str) -> Iterator[None]:
-    """Raises StoreError for whatever the client raises within."""
+    """Raise StoreError for any error that the client raises inside the block."""
     try:
         yield
     except (RedisError, OSError) as error:
         if isinstance(error, ReadOnlyError):
-            # A failover has made this server a replica: its name may lead elsewhere now.
+            # After a failover this server is a replica. Its name may resolve to another one now.
             pool.disconnect(inuse_connections=False)
         raise StoreError(f"{shown}: {short(error)}") from error
 
 
 def without_secrets(url: str) -> str:
-    """The URL for a message: without user, password and options."""
+    """Return the URL without user, password and options, for messages."""
     scheme, _, rest = url.partition("://")
     rest, _, options = rest.partition("?")
-    # An @ in there may belong to a password with a question mark in it.
+    # An @ in the options may belong to a password that contains a question mark.
     return f"{scheme}://{'…' if '@' in options else rest.rpartition('@')[2]}"
 
 
 def short(error: Exception) -> str:
-    """What went wrong, fit for one line."""
+    """Return the error's text, shortened for one line."""
     return (str(error) or type(error).__name__)[:200].rstrip(".")

@@ -1,8 +1,8 @@
-"""Which implementation a URL, a chain or a name stands for.
+"""Find the implementation for a URL, a chain or a name.
 
-A new store, source, checkpoint back end or dialect is registered here: those of this package are in
-the tables below, and an app adds its own with the `register_…` functions, before it makes its
-`FlaskStream`. An implementation that needs an extra is imported when it is first wanted.
+Stores, sources, checkpoint back ends and dialects are registered here. Those of this package are in
+the tables below. An app adds its own with the `register_…` functions before it creates its
+`FlaskStream`. An implementation that needs an extra is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .stores.sqlite import SqliteStore
 if TYPE_CHECKING:
     from .checkpoints.lazy import LazySaver
 
-#: Opens what a URL names. The second argument is the app's instance folder, for relative paths.
+#: Opens the store of a URL. The second argument is the app's instance folder, for relative paths.
 OpenStore = Callable[[str, str], Store]
 OpenCheckpoints = Callable[[str, str], Any]
-#: Returns the source for a chain, or None for a chain of another kind.
+#: Returns the source for a chain, or None if it does not support this kind of chain.
 MakeSource = Callable[[Any], Source | None]
 
 REDIS_SCHEMES = ("redis", "rediss", "unix")
@@ -39,14 +39,14 @@ REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
 def register_store(scheme: str, open: OpenStore) -> None:
-    """Have `STREAM_STORE=<scheme>://…` open a store with `open(url, instance_folder)`."""
+    """Register `open(url, instance_folder)` for `STREAM_STORE=<scheme>://…`."""
     _stores[scheme] = open
 
 
 def open_store(url: str, folder: str) -> Store:
     """Return the store that a URL names. Raises ConfigError.
 
-    A relative path of `sqlite:///…` is a file in `folder`.
+    Relative paths in `sqlite:///…` are relative to `folder`.
     """
     scheme, separator, _ = url.partition("://")
     open = _stores.get(scheme) if separator else None
@@ -68,7 +68,7 @@ def is_redis(url: str) -> bool:
 def _open_sqlite(url: str, folder: str) -> Store:
     path = url.removeprefix("sqlite://").removeprefix("/")
     if not path:
-        raise ConfigError("STREAM_STORE", f"is {url!r}, which names no file")
+        raise ConfigError("STREAM_STORE", f"is {url!r}, which does not name a file")
     try:
         return SqliteStore(Path(folder) / path)
     except StoreError as error:
@@ -83,7 +83,7 @@ def _open_redis(url: str, folder: str) -> Store:
 
 def _open_memory(url: str, folder: str) -> Store:
     if url != "memory://":
-        raise ConfigError("STREAM_STORE", f"is {url!r}: memory:// takes nothing after it")
+        raise ConfigError("STREAM_STORE", f"is {url!r}: use memory:// alone")
     return MemoryStore()
 
 
@@ -98,15 +98,18 @@ _stores: dict[str, OpenStore] = {
 
 
 def register_checkpoints(scheme: str, open: OpenCheckpoints) -> None:
-    """Have `STREAM_CHECKPOINTS=<scheme>://…` open a LangGraph saver with `open(url, folder)`."""
+    """Register `open(url, instance_folder)` for `STREAM_CHECKPOINTS=<scheme>://…`.
+
+    It returns a LangGraph saver.
+    """
     _checkpoints[scheme] = open
 
 
 def open_checkpoints(url: str, folder: str) -> Any:
     """Return the saver that a URL names. Raises ConfigError.
 
-    A relative path of `sqlite:///…` is a file in `folder`. The saver connects when it is first
-    called, in each process.
+    Relative paths in `sqlite:///…` are relative to `folder`. The saver connects when it is first
+    used, in each process.
     """
     scheme, separator, rest = url.partition("://")
     open = _checkpoints.get(scheme) if separator else None
@@ -166,12 +169,12 @@ _checkpoints: dict[str, OpenCheckpoints] = {
 
 
 def register_dialect(dialect: Dialect) -> None:
-    """Have `?format=<dialect.name>` render events with `dialect`."""
+    """Register a dialect for `?format=<dialect.name>`."""
     _dialects[dialect.name] = dialect
 
 
 def dialects() -> dict[str, Dialect]:
-    """Return the dialects by the name that `?format=` has for them."""
+    """Return the dialects by name."""
     return dict(_dialects)
 
 
@@ -182,7 +185,7 @@ _dialects: dict[str, Dialect] = {dialect.name: dialect for dialect in (Native(),
 
 
 def register_source(make: MakeSource) -> None:
-    """Have `stream.add` ask `make(chain)` for a source first. It returns None for other chains."""
+    """Register a function that makes sources. `stream.add` tries it before the built-in sources."""
     _sources.append(make)
 
 
@@ -206,10 +209,10 @@ def make_source(
 
                 return LangGraphSource(chain, prepare, state=state)
             if state:
-                raise ConfigError(f"chain {name!r}", "is not a graph, so it takes no state=")
+                raise ConfigError(f"chain {name!r}", "is not a graph: remove state=")
             return LangChainSource(chain, prepare)
         except ValueError as error:
-            raise ConfigError(f"chain {name!r}", f"cannot be asked: {error}") from error
+            raise ConfigError(f"chain {name!r}", f"cannot take a question: {error}") from error
     if hasattr(chain, "compile") and hasattr(chain, "add_node"):
         raise ConfigError(
             f"chain {name!r}", "is a graph that is not compiled: pass graph.compile()"
@@ -229,8 +232,8 @@ def _function_source(name: str, function: Any, prepare: Any, state: Any) -> Sour
     if prepare is not None or state:
         raise ConfigError(
             f"chain {name!r}",
-            "is a function, which takes neither input= nor state=: name its parameter `input` to "
-            "get the run's whole input",
+            "is a function: remove input= and state=. To get the run's whole input, name its "
+            "parameter `input`",
         )
     try:
         signature(function).bind("question")
@@ -239,7 +242,7 @@ def _function_source(name: str, function: Any, prepare: Any, state: Any) -> Sour
             f"chain {name!r}",
             "is a function that cannot be called with one argument, the question",
         ) from error
-    except ValueError:  # a function written in C has no signature
+    except ValueError:  # functions written in C have no signature
         pass
     return FunctionSource(function)
 

@@ -1,6 +1,6 @@
-"""`Service`: everything that one Flask app has of this package.
+"""`Service`: the objects of one Flask app.
 
-It is made by `FlaskStream.init_app` and kept in `app.extensions["flask_stream"]`.
+`FlaskStream.init_app` creates it and stores it in `app.extensions["flask_stream"]`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 class Service:
     """The settings, runs, access rules and transports of one app.
 
-    `websocket` and `socketio` are None where their extra is not installed.
+    `websocket` and `socketio` are None if their extra is not installed.
     """
 
     settings: Settings
@@ -51,12 +51,12 @@ class Service:
 
     @property
     def open_connections(self) -> int:
-        """How many event streams, WebSockets and Socket.IO clients are open."""
-        others = (self.websocket, self.socketio)
-        return self.sse.open + sum(each.open for each in others if each is not None)
+        """Return how many event streams, WebSockets and Socket.IO clients are open."""
+        transports = (self.sse, self.websocket, self.socketio)
+        return sum(transport.open for transport in transports if transport is not None)
 
     def drain(self, grace: float) -> None:
-        """Refuse new runs, send readers away, and give live runs `grace` seconds to finish."""
+        """Refuse new runs, disconnect readers, and give live runs `grace` seconds to finish."""
         self.runs.drain(grace)
 
     def close(self) -> None:
@@ -72,9 +72,9 @@ class Service:
 def make_service(
     app: Flask, settings: Settings, chains: Mapping[str, Chain], handshake: Handshake
 ) -> Service:
-    """Open what the settings name, and connect it. Raises ConfigError.
+    """Return the service that the settings describe. Raises ConfigError.
 
-    `chains` may grow later. `handshake` admits Socket.IO clients.
+    More chains may be added to `chains` later. `handshake` admits Socket.IO clients.
     """
     checkpoints = AppCheckpoints(settings.checkpoints, app.instance_path)
     store = open_store(settings.store, app.instance_path)
@@ -82,8 +82,10 @@ def make_service(
     limits = RunLimits(settings.first_token_timeout, settings.silence_timeout, settings.run_timeout)
     times = RunTimes(limits, settings.lease, settings.keep)
     runs = Runs(store, AppChains(chains, checkpoints, settings), times, access.quotas.spent)
-    bounds = ConnectionLimits(settings.heartbeat, settings.write_timeout, settings.max_body)
-    pace = SSETimings(settings.heartbeat, settings.reconnect, settings.write_timeout)
+    connection_limits = ConnectionLimits(
+        settings.heartbeat, settings.write_timeout, settings.max_body
+    )
+    timings = SSETimings(settings.heartbeat, settings.reconnect, settings.write_timeout)
 
     def draining() -> bool:
         return runs.draining
@@ -92,26 +94,26 @@ def make_service(
     if find_spec("websockets") is not None:
         from .transports.websocket import WebSocketTransport
 
-        websocket = WebSocketTransport(bounds, draining)
+        websocket = WebSocketTransport(connection_limits, draining)
     if find_spec("flask_socketio") is not None and find_spec("websockets") is not None:
         from .transports.socketio import SocketIOTransport
 
-        queue = settings.store if is_redis(settings.store) else None
-        socketio = SocketIOTransport(app, bounds, queue, draining, handshake)
+        queue_url = settings.store if is_redis(settings.store) else None
+        socketio = SocketIOTransport(app, connection_limits, queue_url, draining, handshake)
     return Service(
         settings=settings,
         runs=runs,
         access=access,
         dialects=dialects(),
         checkpoints=checkpoints,
-        sse=SSETransport(pace, draining),
+        sse=SSETransport(timings, draining),
         websocket=websocket,
         socketio=socketio,
     )
 
 
 class AppChains(Mapping[str, Chain]):
-    """The chains of a `FlaskStream` as one app has them: with its checkpointer and settings."""
+    """The chains of a `FlaskStream`, with the checkpointer and settings of one app."""
 
     def __init__(
         self, chains: Mapping[str, Chain], checkpoints: AppCheckpoints, settings: Settings
@@ -119,17 +121,17 @@ class AppChains(Mapping[str, Chain]):
         self._added = chains
         self._checkpoints = checkpoints
         self._history_tokens = settings.history_tokens
-        self._own: dict[str, Chain] = {}
+        self._configured: dict[str, Chain] = {}
 
     def __getitem__(self, name: str) -> Chain:
-        if name not in self._own:
+        if name not in self._configured:
             chain = self._added[name]
             source = chain.source.with_checkpointer(self._checkpoints.saver_for)
             if chain.history_tokens is None:
                 chain = replace(chain, history_tokens=self._history_tokens)
-            # Two threads may get here at once: both then use the one that was stored first.
-            self._own.setdefault(name, replace(chain, source=source))
-        return self._own[name]
+            # If two threads get here at once, both use the chain that was stored first.
+            self._configured.setdefault(name, replace(chain, source=source))
+        return self._configured[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._added)
@@ -139,10 +141,10 @@ class AppChains(Mapping[str, Chain]):
 
 
 class AppCheckpoints:
-    """Where one app keeps the state of graphs that were compiled without a checkpointer.
+    """The checkpointer of one app, for graphs that were compiled without one.
 
-    LangGraph is imported when a graph first asks for a saver. A URL that was set, and is wrong, is
-    refused at once: raises ConfigError.
+    LangGraph is imported when a graph first needs a saver. Raises ConfigError for a wrong URL at
+    once, unless it is a `sqlite:///` URL as in the default.
     """
 
     def __init__(self, url: str, folder: str) -> None:
@@ -155,7 +157,7 @@ class AppCheckpoints:
             self._open()
 
     def saver_for(self, graph: Any) -> Any:
-        """Return the saver for a graph, or None if no state is kept.
+        """Return the saver for a graph, or None if the state of graphs is not kept.
 
         Raises RuntimeError after `close`.
         """
@@ -167,7 +169,7 @@ class AppCheckpoints:
         return with_types_of(saver, graph)
 
     def close(self) -> None:
-        """End threads and connections. It may be called again."""
+        """Stop threads and close connections. A second call does nothing."""
         with self._lock:
             self._closed = True
             saver, self._saver = self._saver, None
@@ -181,14 +183,14 @@ class AppCheckpoints:
                 raise RuntimeError("the checkpoints are closed")
             if self._url:
                 url, self._url = self._url, ""
-                self._saver = self._opened(url)
+                self._saver = self._open_url(url)
             return self._saver
 
-    def _opened(self, url: str) -> Any:
+    def _open_url(self, url: str) -> Any:
         if find_spec("langgraph") is None:
             raise ConfigError("STREAM_CHECKPOINTS", "needs: pip install 'flask-llm-stream[graph]'")
-        # The default, on an installation that has LangGraph and not its SQLite saver.
+        # The default URL needs a package that an installation with LangGraph may lack.
         if url.startswith("sqlite:") and find_spec("langgraph.checkpoint.sqlite") is None:
-            logger.warning("graphs keep no state: pip install 'flask-llm-stream[graph]'")
+            logger.warning("the state of graphs is not kept: pip install 'flask-llm-stream[graph]'")
             return None
         return open_checkpoints(url, self._folder)

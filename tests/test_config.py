@@ -15,27 +15,27 @@ NAN, INFINITY = float("nan"), float("inf")
 
 #: Setting, value, and what is said of it.
 WRONG: list[tuple[str, Any, str]] = [
-    ("heartbeat", "soon", "should be a number"),
-    ("heartbeat", "", "has no value"),
-    ("heartbeat", None, "has no value"),
-    ("heartbeat", True, "should be a number"),
+    ("heartbeat", "soon", "must be a number"),
+    ("heartbeat", "", "is empty"),
+    ("heartbeat", None, "is empty"),
+    ("heartbeat", True, "must be a number"),
     ("heartbeat", 0, "at least 0.1"),
     ("heartbeat", -1.5, "at least 0.1"),
     ("heartbeat", NAN, "at least 0.1"),
     ("temperature", NAN, "at least 0"),
-    ("temperature", False, "should be a number"),
+    ("temperature", False, "must be a number"),
     ("max_tokens", 0, "at least 1"),
-    ("max_tokens", 1.5, "should be a whole number"),
-    ("max_tokens", True, "should be a whole number"),
-    ("max_question", "many", "should be a whole number"),
-    ("max_body", "", "has no value"),
-    ("page", "maybe", "should be true or false"),
-    ("page", 1, "should be true or false"),
-    ("page", "", "has no value"),
-    ("title", 2, "should be text"),
-    ("title", None, "has no value"),
-    ("title", ["a"], "should be text"),
-    ("model_folder", 1, "should be text"),
+    ("max_tokens", 1.5, "must be a whole number"),
+    ("max_tokens", True, "must be a whole number"),
+    ("max_question", "many", "must be a whole number"),
+    ("max_body", "", "is empty"),
+    ("page", "maybe", "must be true or false"),
+    ("page", 1, "must be true or false"),
+    ("page", "", "is empty"),
+    ("title", 2, "must be text"),
+    ("title", None, "is empty"),
+    ("title", ["a"], "must be text"),
+    ("model_folder", 1, "must be text"),
     ("store", "mysql://db", "use sqlite:///file"),
     ("store", "memory", "use sqlite:///file"),
     ("url_prefix", "ai", "a path that begins with / and does not end with one"),
@@ -43,7 +43,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("url_prefix", "/ai/", "a path that begins with / and does not end with one"),
     ("url_prefix", "//ai", "a path that begins with / and does not end with one"),
     ("url_prefix", "/<name>", "a path that begins with / and does not end with one"),
-    ("url_prefix", None, "has no value"),
+    ("url_prefix", None, "is empty"),
     ("openapi", "openapi.json", "a path that begins with / and does not end with one"),
     ("store", "", ""),
     ("origins", "example.org", "should have origins"),
@@ -110,13 +110,13 @@ def test_a_wrong_value_given_to_the_constructor(name: str, value: Any, said: str
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("heartbeat", "soon", "is 'soon', and should be a number"),
-        ("heartbeat", "", "has no value"),
-        ("heartbeat", "0", "is 0.0, and should be at least 0.1"),
-        ("heartbeat", "true", "is True, and should be a number"),
-        ("heartbeat", "NaN", "is nan, and should be at least 0.1"),
-        ("max_tokens", "12.5", "is 12.5, and should be a whole number"),
-        ("page", "yes", "is 'yes', and should be true or false"),
+        ("heartbeat", "soon", "is 'soon', but must be a number"),
+        ("heartbeat", "", "is empty"),
+        ("heartbeat", "0", "is 0.0, but must be at least 0.1"),
+        ("heartbeat", "true", "is True, but must be a number"),
+        ("heartbeat", "NaN", "is nan, but must be at least 0.1"),
+        ("max_tokens", "12.5", "is 12.5, but must be a whole number"),
+        ("page", "yes", "is 'yes', but must be true or false"),
         ("store", "mysql://db", "is not the URL of a store: use"),
         ("origins", "example.org", "has 'example.org', and should have origins"),
         ("hartbeat", "1", "is not a setting: did you mean STREAM_HEARTBEAT?"),
@@ -227,7 +227,7 @@ def test_origins_are_separated_by_spaces() -> None:
     ["gpt-4o-mini", "mistral:small", "openai:", ":gpt", "OpenAI:gpt-4o-mini", "local", "local:"],
 )
 def test_a_model_is_named_by_provider_and_name(model: str) -> None:
-    with pytest.raises(ConfigError, match="should be provider:name") as error:
+    with pytest.raises(ConfigError, match="must be provider:name") as error:
         create_app(model=model)
     told(error, "model", repr(model))
 

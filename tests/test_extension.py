@@ -130,7 +130,7 @@ def test_a_function_streams_on_plain_threads(make: Make) -> None:
     types = ["start", "message_start", "message", "message", "message", "end"]
     assert [event.type for event in events] == types
     assert said(events) == "SO BE IT "
-    assert json.loads(events[-1].data) == {"status": "done", "finish_reason": "stop", "error": None}
+    assert json.loads(events[-1].data) == {"status": "done", "finish_reason": None, "error": None}
     run = json.loads(events[0].data)["run"]
     assert [event.id for event in events] == [f"{run}:{seq}" for seq in range(1, 7)]
 
@@ -238,7 +238,7 @@ def test_an_apps_checkpoints_are_opened_once(make: Make, monkeypatch: pytest.Mon
     app = make(stream)
     ask(app, "one")
     ask(app, "other")
-    assert told == ["graphs keep no state: pip install 'flask-llm-stream[graph]'"]
+    assert told == ["the state of graphs is not kept: pip install 'flask-llm-stream[graph]'"]
 
 
 def test_the_extension_keeps_no_app() -> None:
@@ -321,7 +321,7 @@ def test_what_is_no_chain_is_refused(thing: Any) -> None:
 def test_a_chain_of_two_unknown_variables_says_which(make: Make) -> None:
     prompt = ChatPromptTemplate.from_template("A {mood} joke about {topic}")
     with pytest.raises(
-        ConfigError, match=r"'joke' cannot be asked: it takes mood, topic: .*input="
+        ConfigError, match=r"'joke' cannot take a question: it takes mood, topic: .*input="
     ):
         FlaskStream().add("joke", prompt)
 
@@ -359,13 +359,13 @@ def test_an_option_that_cannot_be_is_told(option: str, value: Any, wanted: str) 
 @pytest.mark.parametrize("options", [{"input": lambda input: 1 / 0}, {"state": ["a"]}])
 def test_a_function_takes_no_option_that_would_be_lost(options: dict[str, Any]) -> None:
     stream = FlaskStream()
-    with pytest.raises(ConfigError, match=r"'fn' is a function, .*name its parameter `input`"):
+    with pytest.raises(ConfigError, match=r"'fn' is a function: .*name its parameter `input`"):
         stream.chain("fn", **options)(shout)
     stream.add("fn", shout, state=False)
 
 
 def test_a_runnable_that_is_no_graph_has_no_state() -> None:
-    with pytest.raises(ConfigError, match="'it' is not a graph, so it takes no state="):
+    with pytest.raises(ConfigError, match="'it' is not a graph: remove state="):
         FlaskStream().add("it", RunnableLambda(lambda text: text), state=True)
 
 

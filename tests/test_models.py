@@ -587,7 +587,7 @@ def made() -> GenericFakeChatModel:
         (Settings(model="nothing.like_it:make"), "provider:name"),
         (Settings(model="local:smollm2", fallback_model="local:smollm2"), "one is enough"),
         (Settings(model="local:smollm2", fallback_model="what"), "STREAM_FALLBACK_MODEL"),
-        (Settings(base_url="http://127.0.0.1:9/v1"), "STREAM_BASE_URL .* and is None"),
+        (Settings(base_url="http://127.0.0.1:9/v1"), "STREAM_BASE_URL .* but is None"),
         (Settings(model="local:x.gguf", base_url="http://127.0.0.1:9/v1"), "STREAM_BASE_URL"),
         # That address is Ollama's: it is no reason to think that OpenAI's model wants no key.
         (

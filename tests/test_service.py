@@ -201,7 +201,7 @@ def test_a_wrong_setting_is_told_before_anything_starts(store: str) -> None:
         check=False,
     )
     assert done.returncode != 0
-    assert "STREAM_HEARTBEAT is 'soon', and should be a number" in done.stdout
+    assert "STREAM_HEARTBEAT is 'soon', but must be a number" in done.stdout
     assert "Traceback" not in done.stdout
     assert "Booting worker" not in done.stdout
 

@@ -40,7 +40,7 @@ def chosen(settings: Settings) -> tuple[str, str]:
     if settings.base_url and (settings.model is None or found[0] not in ("openai", *_USUAL)):
         raise ConfigError(
             "STREAM_BASE_URL",
-            f"is set, so STREAM_MODEL should be openai:, ollama: or vllm:, and is {settings.model}",
+            f"is set, so STREAM_MODEL must be openai:, ollama: or vllm:, but is {settings.model}",
         )
     return found
 
@@ -72,7 +72,7 @@ def _checked(setting: str, model: str, settings: Settings) -> tuple[str, str]:
         known = ", ".join(_PROVIDERS)
         raise ConfigError(
             setting,
-            f"is {model!r}, and should be provider:name, the provider one of {known}, or "
+            f"is {model!r}, but must be provider:name, the provider one of {known}, or "
             "module:function",
         )
     if own:
@@ -88,7 +88,7 @@ def _checked(setting: str, model: str, settings: Settings) -> tuple[str, str]:
             raise ConfigError(setting, f"is {model!r}, and that needs ANTHROPIC_API_KEY")
     if provider == "local" and name not in SOURCES and not name.endswith(".gguf"):
         names = ", ".join(SOURCES)
-        raise ConfigError(setting, f"is {model!r}, and should be {names} or a .gguf file")
+        raise ConfigError(setting, f"is {model!r}, but must be {names} or a .gguf file")
     return provider, name
 
 

@@ -213,7 +213,7 @@ def make_auth(settings: Settings, keys: Keys) -> Auth:
         return SessionAuth(keys, settings.session_age, settings.url_prefix)
     if settings.auth == "jwt":
         return TokenAuth(settings)
-    raise ConfigError("STREAM_AUTH", f"is {settings.auth!r}, and should be session or jwt")
+    raise ConfigError("STREAM_AUTH", f"is {settings.auth!r}, but must be session or jwt")
 
 
 def site_identity(request: Request, keys: Keys) -> Identity | None:

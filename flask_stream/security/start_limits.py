@@ -42,7 +42,7 @@ class StartLimits:
                 self._limits[name] = parse_many(value) if value else []
             except ValueError as error:
                 raise ConfigError(
-                    f"STREAM_{name.upper()}", f"is {value!r}, and should be such as '30/minute'"
+                    f"STREAM_{name.upper()}", f"is {value!r}, but must be such as '30/minute'"
                 ) from error
         storage: Any = storage_from_string(_storage(settings.store))
         self._engine = MovingWindowRateLimiter(storage)
