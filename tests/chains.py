@@ -1,4 +1,4 @@
-"""An app of chains for fault tests: `gunicorn tests.chains:app`."""
+"""An app of chains for tests of failures: `gunicorn tests.chains:app`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ stream.add("again", model, restarts=1)
 
 
 def steps() -> StateGraph[MessagesState]:
-    """Two nodes, one after the other, which ask the model by their names."""
+    """Return a graph of two consecutive nodes that send their names to the model."""
     graph = StateGraph(MessagesState)
     for name, before in (("first", START), ("second", "first")):
         graph.add_node(name, lambda state, name=name: {"messages": [model.invoke(name)]})
@@ -40,7 +40,7 @@ stream.add("steps", steps().compile(), restarts=2)
 
 @stream.chain("count")
 def count(question: str) -> Iterator[str]:
-    """`<numbers> <seconds>`: so many numbers, with that pause after each; without, no pause."""
+    """Count numbers for `<count> <seconds>`, with an optional pause after each number."""
     numbers, _, pause = question.partition(" ")
     for number in range(int(numbers)):
         yield f"{number} "

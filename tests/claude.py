@@ -1,4 +1,4 @@
-"""An Anthropic-compatible server on loopback that says what a test told it to."""
+"""An Anthropic-compatible server for tests, with scripted answers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ JSON = dict[str, Any]
 
 
 class Claude(ThreadingHTTPServer):
-    """Streams thinking, then text, then ends.
+    """Streams thinking, then text, then the end.
 
-    `refusals` are statuses that come before that; after `fails` events it says that it cannot.
+    The first requests are answered with the statuses in `refusals`. If `fails` is given, an `error`
+    event follows after that number of events.
     """
 
     daemon_threads = True
@@ -38,7 +39,7 @@ class Claude(ThreadingHTTPServer):
         self._thread.start()
 
     def events(self) -> Iterator[JSON]:
-        """Anthropic's stream of one message."""
+        """Return the events of one message in Anthropic's format."""
         usage = {"input_tokens": 11, "output_tokens": 1}
         message: JSON = {
             "id": "msg_1",
@@ -59,8 +60,8 @@ class Claude(ThreadingHTTPServer):
             block = {"type": kind, kind: ""}
             yield {"type": "content_block_start", "index": index, "content_block": block}
             for piece in pieces:
-                said = {"type": delta, kind: piece}
-                yield {"type": "content_block_delta", "index": index, "delta": said}
+                content = {"type": delta, kind: piece}
+                yield {"type": "content_block_delta", "index": index, "delta": content}
             yield {"type": "content_block_stop", "index": index}
         ending = {"stop_reason": "end_turn", "stop_sequence": None}
         yield {"type": "message_delta", "delta": ending, "usage": usage | {"output_tokens": 7}}
@@ -79,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Claude
 
     def log_message(self, *_: object) -> None:
-        """Prints nothing."""
+        """Log nothing."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -1,4 +1,4 @@
-"""An app with the page and a graph that asks a person: `gunicorn tests.decide:app`."""
+"""An app with the page and an agent that asks for approval: `gunicorn tests.decide:app`."""
 
 from __future__ import annotations
 

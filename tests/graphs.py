@@ -1,6 +1,6 @@
-"""An app of graphs, for tests: `gunicorn tests.graphs:app`. Each asks the scripted provider.
+"""An app of graphs that call the scripted provider: `gunicorn tests.graphs:app`.
 
-`GET /greenlets` tells how many greenlets the worker has, for tests that look for leavings.
+`GET /greenlets` returns the number of greenlets of the worker, for tests that look for leaks.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from langgraph.types import interrupt
 
 from flask_stream import FlaskStream
 
-#: Seconds for which the tool `wait` does.
+#: Seconds for which the tool `wait` waits.
 LONG = 60.0
 
 
 class Thought(TypedDict):
-    """A question, and what the nodes made of it."""
+    """A question and the answers of the nodes."""
 
     question: str
     answers: Annotated[list[str], operator.add]
@@ -48,17 +48,17 @@ def wait() -> str:
     return "done"
 
 
-def think(model: Runnable[Any, Any], said: str = "") -> RunnableLambda[Thought, dict[str, Any]]:
-    """A node that asks the model the question, with something before it."""
+def think(model: Runnable[Any, Any], prefix: str = "") -> RunnableLambda[Thought, dict[str, Any]]:
+    """Return a node that sends the question to the model, after a prefix."""
 
     def think(state: Thought) -> dict[str, Any]:
-        return {"answers": [model.invoke(said + state["question"]).text]}
+        return {"answers": [model.invoke(prefix + state["question"]).text]}
 
     return RunnableLambda(think)
 
 
 def fan(model: Runnable[Any, Any]) -> StateGraph[Thought]:
-    """Two nodes side by side, each of which asks the model."""
+    """Return a graph of two parallel nodes that call the model."""
     graph = StateGraph(Thought)
     for name in ("left", "right"):
         graph.add_node(name, think(model, f"{name}: "))
@@ -67,7 +67,7 @@ def fan(model: Runnable[Any, Any]) -> StateGraph[Thought]:
 
 
 def nested(model: Runnable[Any, Any]) -> StateGraph[Thought]:
-    """`fan`, as a node that is next to a third one, which calls it inside of a function."""
+    """Return a graph in which `fan` is a node, and which calls it from another node, too."""
     inner = fan(model).compile()
 
     def call(state: Thought) -> dict[str, Any]:
@@ -83,11 +83,11 @@ def nested(model: Runnable[Any, Any]) -> StateGraph[Thought]:
 
 
 def agent(model: ChatOpenAI, *more: BaseTool) -> StateGraph[MessagesState]:
-    """A model that may call tools, which run side by side, until it calls none."""
+    """Return a graph in which a model calls tools, in parallel, until it calls none."""
     tools = [add, wait, *more]
-    able = model.bind_tools(tools)
+    bound = model.bind_tools(tools)
     graph = StateGraph(MessagesState)
-    graph.add_node("agent", lambda state: {"messages": [able.invoke(state["messages"])]})
+    graph.add_node("agent", lambda state: {"messages": [bound.invoke(state["messages"])]})
     graph.add_node("tools", ToolNode(tools))
     graph.add_edge(START, "agent")
     graph.add_conditional_edges("agent", tools_condition)
@@ -96,7 +96,7 @@ def agent(model: ChatOpenAI, *more: BaseTool) -> StateGraph[MessagesState]:
 
 
 def careful() -> StateGraph[MessagesState]:
-    """Asks a person whether, and then how often."""
+    """Return a graph that interrupts once to ask whether, and once to ask how often."""
 
     def ask(state: MessagesState) -> dict[str, Any]:
         whether = interrupt({"sure": state["messages"][-1].content})
@@ -110,7 +110,7 @@ def careful() -> StateGraph[MessagesState]:
 
 
 def create_app() -> Flask:
-    """The app; the provider is the one that the environment names."""
+    """Return the app. `OPENAI_BASE_URL` is the address of the provider."""
     app = Flask(__name__)
     app.config.from_prefixed_env()
     stream = FlaskStream(app)
@@ -130,8 +130,8 @@ def create_app() -> Flask:
     @app.get("/greenlets")
     def greenlets() -> dict[str, int]:
         gc.collect()
-        found = [one for one in gc.get_objects() if issubclass(type(one), gevent.Greenlet)]
-        return {"count": len([one for one in found if not one.dead])}
+        found = [each for each in gc.get_objects() if issubclass(type(each), gevent.Greenlet)]
+        return {"count": len([greenlet for greenlet in found if not greenlet.dead])}
 
     return app
 

@@ -1,4 +1,4 @@
-"""A way to a server that can be cut in the middle of a word."""
+"""A TCP proxy whose connections can be cut at any time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import threading
 from contextlib import suppress
 from typing import Self
 
-#: Makes close() send a RST, as a broken network does, instead of a FIN.
+#: The SO_LINGER value with which close() sends a RST, as a broken network does, and no FIN.
 ABRUPT = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Carries TCP to a port of loopback, on a thread of its own, until it is closed."""
+    """Forwards TCP to a port on the loopback interface, in a thread of its own."""
 
     def __init__(self, target_port: int) -> None:
         self._target = ("127.0.0.1", target_port)
@@ -23,15 +23,15 @@ class Proxy:
         self._peers: dict[socket.socket, socket.socket] = {}
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
-        # One thread reads only what is ready: a close() does not reach a socket that another
-        # thread is blocked in.
+        # One thread reads only sockets that are ready, because close() does not wake a thread that
+        # is blocked in recv().
         self._lock = threading.Lock()
         self._closed = False
-        self._thread = threading.Thread(target=self._carry)
+        self._thread = threading.Thread(target=self._forward_all)
         self._thread.start()
 
     def cut(self) -> int:
-        """Resets every open connection on both sides; how many there were."""
+        """Reset every open connection on both sides; return their number."""
         with self._lock:
             count = len(self._peers) // 2
             for end in list(self._peers):
@@ -52,14 +52,14 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _carry(self) -> None:
+    def _forward_all(self) -> None:
         while not self._closed:
             for key, _ in self._selector.select(0.05):
                 with self._lock:
                     if key.fileobj is self._listener:
                         self._accept()
                     elif isinstance(key.fileobj, socket.socket):
-                        self._move(key.fileobj)
+                        self._forward(key.fileobj)
 
     def _accept(self) -> None:
         near, _ = self._listener.accept()
@@ -72,9 +72,9 @@ class Proxy:
             self._peers[end] = other
             self._selector.register(end, selectors.EVENT_READ)
 
-    def _move(self, end: socket.socket) -> None:
+    def _forward(self, end: socket.socket) -> None:
         other = self._peers.get(end)
-        if other is None:  # cut since it was ready
+        if other is None:  # cut in the meantime
             return
         data = b""
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""An app with a chain for everybody and one that is not: `gunicorn tests.public:app`."""
+"""An app with a public chain and a protected one: `gunicorn tests.public:app`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Clients of Socket.IO: the official one, and one from the specification over either wire.
+"""Clients of Socket.IO: the official one, and two written from the specification.
 
-The latter does only what it is told: a ping is answered when a test reads, and nothing is read
-before a test says so.
+Those two do nothing by themselves: they read, and answer pings, only when a test calls them.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from .sse import Response, request
 from .times import PATIENCE
 from .ws import Ended, Socket
 
-#: Stands between the packets of one payload.
-BETWEEN = "\x1e"
+#: Separates the packets of a payload.
+SEPARATOR = "\x1e"
 OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = "0123456"
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR = "01234"
 Told = dict[str, Any]
 
 
 class ConnectError(Exception):
-    """The server refused the namespace; `data` is what it says of it."""
+    """The server refused the namespace. `data` is the reason that it gave."""
 
     def __init__(self, data: Any) -> None:
         super().__init__(str(data))
@@ -37,10 +36,9 @@ class ConnectError(Exception):
 
 
 class Spoken:
-    """Socket.IO, over whatever carries packets of Engine.IO.
+    """A Socket.IO client over any transport of Engine.IO.
 
-    `acks` has what was acknowledged, by the id that was sent along; `received` every event's
-    packet, letter by letter.
+    `acks` contains the acknowledgements by their ids, and `packets` the packet of every event.
     """
 
     session: dict[str, Any]
@@ -56,11 +54,11 @@ class Spoken:
         raise NotImplementedError
 
     def take(self, timeout: float | None = None) -> str:
-        """The next packet of Engine.IO. Raises Ended."""
+        """Return the next packet of Engine.IO. Raise Ended."""
         raise NotImplementedError
 
     def packet(self, timeout: float = PATIENCE) -> str:
-        """The next message; pings are answered."""
+        """Return the next message, answering pings."""
         until = time.monotonic() + timeout
         while True:
             packet = self.take(max(0.0, until - time.monotonic()))
@@ -74,66 +72,66 @@ class Spoken:
                 return packet[1:]
 
     def connect(self, auth: Any = None) -> None:
-        """Enter the usual namespace. Raises ConnectError."""
+        """Connect to the default namespace. Raise ConnectError."""
         self.put(MESSAGE + CONNECT + ("" if auth is None else json.dumps(auth)))
-        told = self.packet()
-        if told[0] == CONNECT_ERROR:
-            raise ConnectError(json.loads(told[1:]))
-        assert told[0] == CONNECT, told
+        packet = self.packet()
+        if packet[0] == CONNECT_ERROR:
+            raise ConnectError(json.loads(packet[1:]))
+        assert packet[0] == CONNECT, packet
 
     def emit(self, name: str, *data: Any, ack: bool = True) -> int:
-        """Say an event; the id with which it will be acknowledged."""
+        """Send an event; return the id of its acknowledgement."""
         self._last_ack += 1
         number = str(self._last_ack) if ack else ""
         self.put(MESSAGE + EVENT + number + json.dumps([name, *data]))
         return self._last_ack
 
     def hear(self, timeout: float = PATIENCE) -> tuple[str, Any]:
-        """The next event's name and data; what is acknowledged before it is kept in `acks`."""
+        """Return the next event's name and data; keep acknowledgements before it in `acks`."""
         until = time.monotonic() + timeout
         while True:
-            told = self.packet(max(0.0, until - time.monotonic()))
-            if told[0] == EVENT:
-                self.packets.append(told)
-                name, *data = json.loads(told[1:])
+            packet = self.packet(max(0.0, until - time.monotonic()))
+            if packet[0] == EVENT:
+                self.packets.append(packet)
+                name, *data = json.loads(packet[1:])
                 return name, (data[0] if len(data) == 1 else data)
-            if told[0] == DISCONNECT:
-                raise Ended(1000, "sent out of the namespace")
-            self._keep(told)
+            if packet[0] == DISCONNECT:
+                raise Ended(1000, "disconnected from the namespace")
+            self._keep_ack(packet)
 
-    def _keep(self, told: str) -> None:
-        assert told[0] == ACK, told
-        digits = len(told[1:]) - len(told[1:].lstrip("0123456789"))
-        (self.acks[int(told[1 : 1 + digits])],) = json.loads(told[1 + digits :])
+    def _keep_ack(self, packet: str) -> None:
+        assert packet[0] == ACK, packet
+        digits = len(packet[1:]) - len(packet[1:].lstrip("0123456789"))
+        (self.acks[int(packet[1 : 1 + digits])],) = json.loads(packet[1 + digits :])
 
     def event(self, timeout: float = PATIENCE) -> Told:
-        """The next `stream_…` event."""
+        """Return the next `stream_…` event."""
         return told(*self.hear(timeout))
 
     def events(self, until: str = "end") -> list[Told]:
-        """All of them up to the next one of that type."""
+        """Return all `stream_…` events up to the next one of this type."""
         found = [self.event()]
         while found[-1]["type"] != until:
             found.append(self.event())
         return found
 
     def acknowledged(self, number: int, timeout: float = PATIENCE) -> Any:
-        """What an event was acknowledged with; events that come before it are passed over."""
+        """Return an event's acknowledgement; skip the events that come before it."""
         until = time.monotonic() + timeout
         while number not in self.acks:
-            told = self.packet(max(0.0, until - time.monotonic()))
-            if told[0] != EVENT:
-                self._keep(told)
+            packet = self.packet(max(0.0, until - time.monotonic()))
+            if packet[0] != EVENT:
+                self._keep_ack(packet)
         return self.acks[number]
 
     def end(self, timeout: float = PATIENCE) -> int:
-        """Read whatever still comes; the code with which it is over."""
+        """Read until the connection ends; return its close code."""
         until = time.monotonic() + timeout
         try:
             while True:
-                told = self.packet(max(0.0, until - time.monotonic()))
-                if told[0] == EVENT:
-                    self.packets.append(told)
+                packet = self.packet(max(0.0, until - time.monotonic()))
+                if packet[0] == EVENT:
+                    self.packets.append(packet)
         except Ended as ended:
             return ended.code
 
@@ -162,11 +160,11 @@ class Wire(Spoken):
         return self.socket.next(timeout)
 
     def close(self) -> None:
-        """Go without a word."""
+        """Close the socket without a close frame."""
         self.socket.close()
 
     def reset(self) -> None:
-        """Go as a broken network does."""
+        """Reset the connection, as a broken network does."""
         self.socket.reset()
 
     def __enter__(self) -> Self:
@@ -194,13 +192,13 @@ class Poll(Spoken):
         self._path += f"&sid={self.session['sid']}"
 
     def post(self, body: bytes | str, query: str = "") -> Response:
-        """Send a payload, whatever it is."""
+        """Send any payload."""
         sent = body if isinstance(body, bytes) else body.encode()
         given = self._headers | {"Content-Type": "text/plain;charset=UTF-8"}
         return request("POST", self._path + query, body=sent, headers=given, timeout=PATIENCE)
 
     def get(self, timeout: float = PATIENCE, query: str = "") -> Response:
-        """One poll."""
+        """Send one poll."""
         return request("GET", self._path + query, headers=self._headers, timeout=timeout)
 
     def put(self, packet: str) -> None:
@@ -220,7 +218,7 @@ class Poll(Spoken):
             if answer.status != 200:
                 raise Ended(1006, answer.body.decode())
             if answer.body:
-                self.waiting = answer.body.decode().split(BETWEEN)
+                self.waiting = answer.body.decode().split(SEPARATOR)
         return self.waiting.pop(0)
 
     @property
@@ -232,7 +230,7 @@ class Poll(Spoken):
         return self
 
     def close(self) -> None:
-        """Say that it is over."""
+        """Close the session."""
         with suppress(OSError):
             self.post(CLOSE)
 
@@ -241,7 +239,7 @@ class Poll(Spoken):
 
 
 class Turned(Exception):
-    """Whoever opened a session over long-polling was turned away."""
+    """The server refused a session over long-polling."""
 
     def __init__(self, answer: Response) -> None:
         super().__init__(f"{answer.status} {answer.body!r}")
@@ -250,13 +248,14 @@ class Turned(Exception):
 
 
 def opened(packet: str) -> dict[str, Any]:
+    """Return the session that an OPEN packet describes."""
     assert packet[0] == OPEN, packet
     session: dict[str, Any] = json.loads(packet[1:])
     return session
 
 
 def told(name: str, data: Any) -> Told:
-    """A `stream_…` event, its id apart from what it says."""
+    """Return a `stream_…` event with its id apart from its data."""
     assert name.startswith("stream_"), name
     data = dict(data)
     return {"id": data.pop("id"), "type": name.removeprefix("stream_"), "data": data}
@@ -265,9 +264,9 @@ def told(name: str, data: Any) -> Told:
 class Client:
     """The official client for Python.
 
-    It hears each event in a thread of its own, so they are put in order here, by their ids. With
-    `reconnection` it comes back by itself and resumes, as the README has it. `said` are headers of
-    all its requests, where its own `headers` are those of the handshake alone.
+    It handles each event in a thread of its own, so the events are sorted here by their ids. With
+    `reconnection` it reconnects by itself and resumes as the documentation shows. `said` are
+    headers of all of its requests; its own option `headers` applies to the handshake only.
     """
 
     def __init__(
@@ -336,18 +335,18 @@ class Client:
             assert self._news.wait_for(condition, timeout), self.heard[-5:]
 
     def call(self, name: str, *data: Any) -> Any:
-        """Say an event, and wait for what it is acknowledged with."""
+        """Send an event; return its acknowledgement."""
         return self.official.call(name, data if len(data) != 1 else data[0], timeout=PATIENCE)
 
     def ask(self, message: Any) -> str:
-        """Ask a question; the run's id."""
+        """Ask a question; return the run's id."""
         ack = self.call("stream_question", message)
         assert ack.keys() == {"run", "conversation"}, ack
         run: str = ack["run"]
         return run
 
     def told(self, name: str) -> list[Any]:
-        """What was heard under that name."""
+        """Return the data of all events of this name."""
         return [data for heard, data in list(self.heard) if heard == name]
 
     def _places(self, run: str) -> list[tuple[int, Told]]:
@@ -356,19 +355,22 @@ class Client:
             id = data.get("id") if isinstance(data, dict) else None
             if name.startswith("stream_") and id and id.startswith(f"{run}:"):
                 place = (int(id.rpartition(":")[2]), told(name, data))
-                # What is heard in disorder is resumed before its last.
+                # After events out of order, the client resumes before the last one it has.
                 if not self._reconnection or place not in found:
                     found.append(place)
         return sorted(found, key=lambda one: one[0])
 
     def events(self, run: str, after: int = 0, least: int | None = None) -> list[Told]:
-        """A run's events from a place to its end, or so many; each must have come once."""
+        """Return a run's events after a seq, up to its end or at least `least` of them.
+
+        Each event must have been received exactly once.
+        """
 
         def whole() -> bool:
             found = self._places(run)
             if least is not None:
                 return len(found) >= least
-            # The last may be heard before those before it.
+            # The last event may be handled before earlier ones.
             ended = bool(found) and found[-1][1]["type"] in ("end", "error")
             return ended and len(found) >= found[-1][0] - after
 
@@ -388,10 +390,10 @@ class Client:
         self._close()
 
     def _close(self) -> None:
-        # Who was sent away says goodbye when nobody waits for it any more.
+        # A client that was disconnected still sends a close packet.
         if self.official.eio.read_loop_task is not None:
             self.official.eio.read_loop_task.join(20)
-        for socket in self._lost:  # it forgets them when it comes back
+        for socket in self._lost:  # the client drops them when it reconnects
             if socket is not None:
                 socket.shutdown()
         self._http.close()

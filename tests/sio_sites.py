@@ -1,6 +1,6 @@
-"""Services that have Socket.IO: fixtures, and what their clients are to be told.
+"""Services with Socket.IO: fixtures, and the events that their clients have to receive.
 
-A test module takes what it needs as its own: `site, _site = sio_sites.site, sio_sites._site`.
+A test module assigns the fixtures that it needs: `site, _site = sio_sites.site, sio_sites._site`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .test_websocket import run_of, wires
 
 TRANSPORTS = [["polling"], ["websocket"], ["polling", "websocket"]]
 transports = pytest.mark.parametrize("transports", TRANSPORTS, ids="+".join)
-#: Either wire, packet by packet.
+#: Both transports, with the clients written from the specification.
 either = pytest.mark.parametrize("opened", [Wire, Poll])
 Opened = Callable[..., Any]
-#: What these types call `id` themselves.
+#: The names that Socket.IO gives to the `id` in the data of these types.
 OWN_ID = {"message_start": "message_id", "tool_call": "tool_call_id", "tool_result": "tool_call_id"}
-#: A handshake that could be any client's.
+#: The headers of a valid handshake.
 UPGRADE = {
     "Upgrade": "websocket",
     "Connection": "Upgrade",
@@ -38,13 +38,13 @@ UPGRADE = {
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the official client for browsers is, once a test asks for it."""
+    """The folder into which the official client for browsers is downloaded on demand."""
     return tmp_path_factory.mktemp("client")
 
 
 @pytest.fixture(scope="session")
 def official(folder: Path) -> Path:
-    """The official client for browsers."""
+    """The official client for browsers, downloaded."""
     return fetch(folder)
 
 
@@ -60,20 +60,20 @@ def _site(
 
 @pytest.fixture
 def site(_site: Server, provider: Provider) -> Server:
-    """One worker, whose time limits are short."""
+    """A service of one worker with short time limits."""
     return _site
 
 
 @contextmanager
 def two_of(provider: Provider, folder: Path, **settings: object) -> Iterator[list[Server]]:
-    """Two services with one store."""
+    """Two services that share a store."""
     with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
         made = [wires(provider, folder, **settings) for _ in "12"]
         yield list(pool.map(stack.enter_context, made))
 
 
 def as_told(events: list[Told]) -> list[Told]:
-    """A run's log, as Socket.IO has to tell it."""
+    """Return the events that Socket.IO has to send for a run's log."""
     run, full, found = run_of(events[0]), "", []
     for event in events:
         type, data = event["type"], dict(event["data"])
@@ -94,12 +94,12 @@ def as_told(events: list[Told]) -> list[Told]:
 
 
 def fresh(name: str = "r") -> str:
-    """A run's id of one's own."""
+    """Return a new id for a run."""
     return f"{name * 8}{random.randrange(10**20):020}"
 
 
 def asked(client: Any, message: Any) -> list[Told]:
-    """All that a question is answered with."""
+    """Ask a question; return all events of the answer."""
     client.emit("stream_question", message)
     events: list[Told] = client.events()
     return events

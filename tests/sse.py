@@ -1,7 +1,7 @@
-"""Reads event streams the way the WHATWG wrote it down, from a bare socket.
+"""A reader of event streams, written from the WHATWG specification, on a plain socket.
 
-Shares no code with what it tests: the parser is written from the specification, and the client
-is a socket, so that a body's end, a cut and a reader that stops reading can be told apart.
+It shares no code with the server that it tests. Because it uses a socket, it can tell the end of a
+body from a cut connection, and it can stop reading.
 """
 
 import contextlib
@@ -21,24 +21,24 @@ from urllib.parse import urlsplit
 from .times import PATIENCE
 
 Headers = Mapping[str, str] | Sequence[tuple[str, str]]
-"""Pairs when a name is to be sent twice."""
+"""Pairs are needed to send a name twice."""
 
 LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 @dataclass(frozen=True)
 class ServerSentEvent:
-    """One event as a browser would dispatch it."""
+    """An event as a browser would dispatch it."""
 
     type: str = "message"
     data: str = ""
-    id: str = ""  # the last event id, which outlives the event that set it
-    # Milliseconds, when this very block set it. It belongs to the connection, not to the event.
+    id: str = ""  # the last event id, which an earlier event may have set
+    # Milliseconds, if this block set it. It belongs to the connection, not to the event.
     retry: int | None = field(default=None, compare=False)
 
 
 class Parser:
-    """Turns bytes, however they are cut, into events; a block that nothing ended is none."""
+    """Parses bytes, split anywhere, into events. An incomplete block is not an event."""
 
     def __init__(self) -> None:
         self.last_event_id = ""
@@ -53,7 +53,7 @@ class Parser:
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         if not data:
             return []
-        if self._after_cr:  # a CR ends its line at once; this may be the rest of a CRLF
+        if self._after_cr:  # the CR has already ended the line; this may be the LF of a CRLF
             data = data.removeprefix(b"\n")
         self._after_cr = data.endswith(b"\r")
         first, *others = LINE_END.split(data)
@@ -97,7 +97,7 @@ class Parser:
 
 
 class _Body:
-    """Undoes a response's framing: chunks, a length, or neither (it ends with the connection)."""
+    """Decodes a body: chunked, with a length, or up to the end of the connection."""
 
     def __init__(self, headers: HTTPMessage, empty: bool) -> None:
         self.chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
@@ -128,17 +128,17 @@ class _Body:
             self._buffer = rest
             if self._last:  # trailers, then an empty line
                 self.done = not line
-            elif line:  # else it is the end of the line after a chunk
+            elif line:  # an empty line is the line end after a chunk
                 self._left = int(line.split(b";")[0], 16)
                 self._last = not self._left
         return b"".join(pieces)
 
 
 class Stream:
-    """One HTTP/1.1 response, read as it arrives; the constructor returns with its headers.
+    """An HTTP/1.1 response that is read as it arrives. The constructor reads its headers.
 
-    `ended` stays None while the body is open, then says whether it ended as HTTP says it must
-    (`clean`) or the connection broke off in the middle of it (`cut`).
+    `ended` is None while the body is incomplete. Then it is `clean` if the body ended as HTTP
+    requires, or `cut` if the connection ended before.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Stream:
         self._events: deque[ServerSentEvent] = deque()
         self.socket = socket.socket()
         try:
-            if receive_buffer is not None:  # after the connection it would be too late
+            if receive_buffer is not None:  # has no effect after the connection is made
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             self._send(url, method, headers, body)
             self._read_head(method)
@@ -214,32 +214,32 @@ class Stream:
             self.ended = "cut" if framed else "clean"
 
     def next_event(self, timeout: float | None = None) -> ServerSentEvent | None:
-        """The next event, or None when the body is over; TimeoutError when neither comes."""
+        """Return the next event, or None at the end of the body. Raise TimeoutError."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         while not self._events and self.ended is None:
             self._receive(deadline)
         return self._events.popleft() if self._events else None
 
     def events(self, timeout: float | None = None) -> Iterator[ServerSentEvent]:
-        """All events to the end of the body; the timeout is for each."""
+        """Return all events to the end of the body. The timeout applies to each of them."""
         while (event := self.next_event(timeout)) is not None:
             yield event
 
     def read(self, timeout: float | None = None) -> bytes:
-        """The whole body, once it is over."""
+        """Read to the end of the body; return all of it."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         while self.ended is None:
             self._receive(deadline)
         return bytes(self.received)
 
     def close(self) -> None:
-        """Leaves as a closed tab does, with a FIN."""
-        with contextlib.suppress(OSError):  # the other side may have been first
+        """Close the connection with a FIN, as a closed tab does."""
+        with contextlib.suppress(OSError):  # the server may have closed it first
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
 
     def reset(self) -> None:
-        """Leaves with a RST."""
+        """Close the connection with a RST."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
@@ -257,7 +257,7 @@ def _target(url: str) -> str:
 
 @dataclass(frozen=True)
 class Response:
-    """A whole answer; header names are case-insensitive, `get_all` tells duplicates."""
+    """A complete response. Header names are case-insensitive; `get_all` returns duplicates."""
 
     status: int
     headers: HTTPMessage
@@ -276,7 +276,7 @@ def request(
     headers: Mapping[str, str] | None = None,
     timeout: float = PATIENCE,
 ) -> Response:
-    """Asks once, follows nothing, and returns whatever was answered."""
+    """Send one request, follow no redirects, and return the response."""
     parts = urlsplit(url)
     sent = dict(headers or {})
     if json is not None:

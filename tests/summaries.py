@@ -1,4 +1,4 @@
-"""An app with the built-in summary: `gunicorn tests.summaries:app`."""
+"""An app with the built-in summary chain: `gunicorn tests.summaries:app`."""
 
 from __future__ import annotations
 

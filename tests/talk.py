@@ -1,7 +1,7 @@
-"""An app of chains that talk: `gunicorn tests.talk:app`.
+"""An app of chat chains: `gunicorn tests.talk:app`.
 
-All of them ask the same model, with what was said before; they differ in what they do with a
-second question, and in what they keep of their answers.
+All chains call the same model with the history. They differ in their `multitask` strategy and in
+their answer cache.
 """
 
 from __future__ import annotations

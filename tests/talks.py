@@ -1,4 +1,4 @@
-"""Talking with `tests.talk`: services that share a store, and what their model was really told."""
+"""Helpers for tests with `tests.talk`: services that share a store, questions and answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .server import Server, environment, gunicorn
 from .sse import Response, ServerSentEvent, request
 from .valkey import Valkey
 
-#: Where runs are kept, in all that is tested with more than one worker.
+#: The stores of the tests that need more than one worker.
 STORES = ["sqlite", "redis"]
 
 #: Seconds for which the chain `brief` keeps its answers.
@@ -30,14 +30,14 @@ BRIEF = 2.0
 
 
 class Pair(NamedTuple):
-    """Two services, of one worker each, that share a store; on `memory` the same one twice."""
+    """Two services of one worker each that share a store; with `memory`, the same one twice."""
 
     one: Site
     two: Site
     provider: Provider
 
     def turn(self, n: int) -> Site:
-        """The one of both whose turn it is."""
+        """Return the services alternately."""
         return (self.one, self.two)[n % 2]
 
 
@@ -45,7 +45,7 @@ class Pair(NamedTuple):
 def serving(
     kind: str, folder: Path, provider: Provider, two: str = "", **settings: object
 ) -> Iterator[Pair]:
-    """The services. `two` is the version of the second one's `cached` chain."""
+    """Run the services. `two` is the cache version of the second service's chain `cached`."""
     with Valkey() if kind == "redis" else nullcontext() as valkey:
         stores = {"memory": "memory://", "sqlite": f"sqlite:///{folder}/runs.db"}
         given: dict[str, object] = {
@@ -67,12 +67,12 @@ def serving(
 
 
 def person(site: Site) -> Sent:
-    """What a browser sends along that has been at the page: a session of its own."""
+    """Return the headers of a browser that has visited the page: its session cookie."""
     return cookie(request("GET", f"{site.url}/"))
 
 
 def at_once(*calls: Callable[[], Response]) -> list[Response]:
-    """What they answer, called at the same moment."""
+    """Call all at the same time; return their responses."""
     barrier = threading.Barrier(len(calls))
 
     def called(call: Callable[[], Response]) -> Response:
@@ -83,50 +83,50 @@ def at_once(*calls: Callable[[], Response]) -> list[Response]:
         return list(pool.map(called, calls))
 
 
-# What the model says, and was told
+# The model
 
 
 def about(asked: JSON) -> Script:
-    """It answers with what it was asked."""
+    """Return a script that answers with the question."""
     return Script(["about ", asked["messages"][-1]["content"]])
 
 
 def told(call: Call) -> list[str]:
-    """The messages of a call, as `human: …` and `ai: …`."""
+    """Return the messages of a call, as `human: …` and `ai: …`."""
     names = {"user": "human", "assistant": "ai"}
-    return [f"{names[said['role']]}: {said['content']}" for said in call.json["messages"]]
+    return [f"{names[message['role']]}: {message['content']}" for message in call.json["messages"]]
 
 
-# What is read
+# Answers
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A run, read to its end."""
+    """A run that was read to its end."""
 
     run: str
     events: list[ServerSentEvent]
 
     @property
     def shown(self) -> list[ServerSentEvent]:
-        """What it shows: all since it last began anew."""
+        """Return the events that a client shows: those after the last `reset`."""
         resets = [place for place, event in enumerate(self.events) if event.type == "reset"]
         return self.events[resets[-1] + 1 :] if resets else self.events
 
     @property
     def text(self) -> str:
-        said = [json.loads(event.data) for event in self.shown if event.type == "message"]
-        return "".join(data["content"] for data in said)
+        chunks = [json.loads(event.data) for event in self.shown if event.type == "message"]
+        return "".join(data["content"] for data in chunks)
 
     @property
     def types(self) -> list[str]:
-        """The types of its events, with those that follow one of the same left out."""
+        """Return the types of the events, with consecutive equal types merged."""
         types = ["chunk" if "content" in e.data else e.type for e in self.events]
         return [type for place, type in enumerate(types) if types[place - 1 : place] != [type]]
 
     @property
     def end(self) -> dict[str, Any]:
-        """The one end, after every other event, each of which is there once and in order."""
+        """Return the data of `end`; check that the log is complete, in order, and ends with it."""
         places = [event.id.rpartition(":") for event in self.events]
         assert [int(seq) for _, _, seq in places] == list(range(1, len(places) + 1))
         assert {run for run, _, _ in places} == {self.run}
@@ -147,21 +147,21 @@ class Answer:
 
     @property
     def cached(self) -> bool:
-        """Whether it says of itself that it is one of before."""
+        """Return whether the answer says that it came from the cache."""
         values = [json.loads(event.data) for event in self.shown if event.type == "custom"]
         assert values in ([], [{"name": "cached", "value": True}])
         return bool(values)
 
 
 def read(site: Site, run: str, who: Sent = NOBODY) -> Answer:
-    """A run to its end."""
+    """Read a run to its end."""
     with site.follow(run, who) as stream:
         assert stream.status == 200, stream.read()
         return Answer(run, list(stream.events(20)))
 
 
 def ask(site: Site, question: str, who: Sent = NOBODY, **fields: Any) -> Answer:
-    """Ask, and read the answer to its end."""
+    """Ask a question, and read the answer to its end."""
     return read(site, site.start(question, who, **fields), who)
 
 
@@ -169,11 +169,11 @@ def ask(site: Site, question: str, who: Sent = NOBODY, **fields: Any) -> Answer:
 
 
 def described(site: Site, run: str, who: Sent = NOBODY) -> dict[str, Any]:
-    """A run as `GET /runs/<run>` tells of it."""
+    """Return the description of a run, from `GET /runs/<run>`."""
     answer = site.status(run, who)
     assert answer.status == 200, answer.body
-    told: dict[str, Any] = answer.json()
-    return told
+    description: dict[str, Any] = answer.json()
+    return description
 
 
 def conversation_of(site: Site, run: str, who: Sent = NOBODY) -> str:
@@ -182,17 +182,17 @@ def conversation_of(site: Site, run: str, who: Sent = NOBODY) -> str:
 
 
 def stop(site: Site, run: str, who: Sent = NOBODY) -> Response:
-    """Press Stop."""
+    """Cancel a run."""
     return request("POST", f"{site.url}/runs/{run}/cancel", headers=who)
 
 
 def conversation(site: Site, method: str, id: str, who: Sent, json: Any = None) -> Response:
-    """`GET`, `PATCH` or `DELETE` one."""
+    """Send `GET`, `PATCH` or `DELETE` for a conversation."""
     return request(method, f"{site.url}/conversations/{id}", json=json, headers=who)
 
 
 def tree(site: Site, id: str, who: Sent) -> list[tuple[str, str | None, str]]:
-    """A conversation's runs, as (question, the parent's question, status)."""
+    """Return a conversation's runs, as (question, the parent's question, status)."""
     answer = conversation(site, "GET", id, who)
     assert answer.status == 200, answer.body
     runs = answer.json()["runs"]
@@ -202,21 +202,21 @@ def tree(site: Site, id: str, who: Sent) -> list[tuple[str, str | None, str]]:
 
 
 def begun(site: Site, question: str, who: Sent = NOBODY, **fields: Any) -> str:
-    """A run that has said `half of `, and is silent until the provider is told to release it."""
+    """Start a run that says `half of ` and then stalls until the provider is released."""
     run = site.start(question, who, **fields)
     half(site, run, who)
     return run
 
 
 def half(site: Site, run: str, who: Sent = NOBODY) -> None:
-    """Read a run until it has said `half of `."""
+    """Read a run until its text contains `half of `."""
     with site.follow(run, who) as stream:
         while (event := stream.next_event(20)) is not None and "half of " not in event.data:
             pass
     assert event is not None, site.server.log
 
 
-#: What the model says to those: see `begun`.
+#: The script of the model for `begun`.
 HALF = Script(["half of ", "an answer"], stall=1)
 
 
@@ -224,7 +224,7 @@ HALF = Script(["half of ", "an answer"], stall=1)
 
 
 def finish(runs: Runs, run: Run) -> tuple[str, list[Event]]:
-    """How a run ends, and all that it has said."""
+    """Read a run to its end; return its status and its events."""
     reader = runs.read(Cursor(run.id, 0), run.principal)
     assert reader is not None
     events: list[Event] = []

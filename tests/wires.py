@@ -1,8 +1,8 @@
-"""An app of chains for WebSocket and Socket.IO: `gunicorn tests.wires:app`.
+"""An app for the tests of WebSocket and Socket.IO: `gunicorn tests.wires:app`.
 
-`/vanilla`, `/steps` and `/socketio` are the pages that tutorials have; `/emit` is an app's own
-event to all clients of Socket.IO; `/left` tells what the worker has open. With `WIRES_OWN` set, the
-app has a Socket.IO server of its own.
+`/vanilla`, `/steps` and `/socketio` are pages as tutorials show them. `/emit` sends an event of the
+app itself to all clients of Socket.IO. `/left` returns what the worker has open. If `WIRES_OWN` is
+set, the app has a Socket.IO server of its own.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ SOCKETIO = """<!doctype html><title>Socket.IO</title><link rel=icon href="data:,
 
 
 def agent(model: ChatOpenAI) -> Any:
-    """A graph of one node that talks, whose state outlives the process."""
+    """Return a graph of one node that calls the model, with its state in a file."""
     graph = StateGraph(MessagesState)
     graph.add_node("talk", lambda state: {"messages": [model.invoke(state["messages"])]})
     graph.add_edge(START, "talk")
@@ -130,7 +130,7 @@ def agent(model: ChatOpenAI) -> Any:
 
 
 def own_events(server: Any) -> None:
-    """What an app has that used Socket.IO before."""
+    """Add the handlers of an app that already uses Socket.IO."""
 
     def shout(text: str) -> str:
         server.emit("shouted", text.upper())
@@ -140,7 +140,7 @@ def own_events(server: Any) -> None:
 
 
 def create_app() -> Flask:
-    """The app; the provider is the one that the environment names."""
+    """Return the app. `OPENAI_BASE_URL` is the address of the provider."""
     app = Flask(__name__)
     app.config.from_prefixed_env()
     if os.environ.get("WIRES_OWN"):
@@ -159,12 +159,12 @@ def create_app() -> Flask:
     stream.add("interrupt", talk, multitask="interrupt")
     stream.add("agent", agent(model))
 
-    # An app's own handler stands beside ours.
+    # The app's own handler must not replace the handler of the extension.
     app.extensions["socketio"].on_event("connect", lambda: None)
 
     @stream.chain("count")
     def count(question: str) -> Iterator[str]:
-        """`<numbers> <seconds>`: so many numbers, with that pause after each."""
+        """Count numbers for `<count> <seconds>`, with a pause after each number."""
         numbers, _, pause = question.partition(" ")
         for number in range(int(numbers)):
             yield f"{number} "
@@ -173,7 +173,7 @@ def create_app() -> Flask:
 
     @stream.chain("much")
     def much(question: str) -> Iterator[str]:
-        """So many kilobytes, one by one."""
+        """Yield the given number of kilobytes, one at a time."""
         for number in range(int(question)):
             yield f"{number:08}" * 128
 
@@ -184,7 +184,7 @@ def create_app() -> Flask:
 
     @stream.chain("all")
     def everything(question: str) -> Iterator[Any]:
-        """Says something of each type."""
+        """Yield an event of each type."""
         yield "tool_call", {"id": "call-1", "name": "look", "args": {"id": "inner"}}
         yield "tool_result", {"id": "call-1", "name": "look", "content": "seen"}
         yield "progress", {"done": 1, "total": 2, "label": "Half"}
@@ -217,7 +217,7 @@ def create_app() -> Flask:
     def left() -> dict[str, int]:
         gc.collect()
         service: Service = app.extensions["flask_stream"]
-        greenlets = [one for one in gc.get_objects() if issubclass(type(one), gevent.Greenlet)]
+        greenlets = [each for each in gc.get_objects() if issubclass(type(each), gevent.Greenlet)]
         assert service.websocket is not None
         assert service.socketio is not None
         server = app.extensions["socketio"].server
@@ -229,7 +229,7 @@ def create_app() -> Flask:
             "rooms": sum(len(rooms) for rooms in server.manager.rooms.values()),
             "environments": len(server.environ),
             "seats": service.access.quotas._streams,
-            "greenlets": len([one for one in greenlets if not one.dead]),
+            "greenlets": len([greenlet for greenlet in greenlets if not greenlet.dead]),
             "files": len(os.listdir("/proc/self/fd")),
         }
 

@@ -1,7 +1,7 @@
-"""A WebSocket client from the specification (RFC 6455), on a bare socket.
+"""A WebSocket client written from the specification (RFC 6455), on a plain socket.
 
-Shares no code with what it tests, and does only what it is told: no ping is answered, and nothing
-is read, before a test says so.
+It shares no code with the server that it tests. It does nothing by itself: it reads, and answers
+pings, only when a test calls it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 
 class Refused(Exception):
-    """There was an answer, and it was no handshake."""
+    """The server answered, but not with a handshake."""
 
     def __init__(self, status: int, head: bytes, body: bytes) -> None:
         super().__init__(f"{status} {body.decode('utf-8', 'replace')}")
@@ -39,7 +39,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of the server's."""
+    """A frame from the server."""
 
     opcode: int
     data: bytes
@@ -56,7 +56,7 @@ class Frame:
 
 
 class Ended(Exception):
-    """The connection is over; `code` is what the server's close frame said, 1006 without one."""
+    """The connection has ended. `code` is that of the server's close frame, or 1006 without one."""
 
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(f"{code} {reason}")
@@ -64,7 +64,7 @@ class Ended(Exception):
 
 
 class Socket:
-    """An open connection. `received` is every text message so far, byte for byte."""
+    """An open connection. `received` contains the bytes of every text message so far."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Socket:
         self.socket = socket.socket()
         self.socket.settimeout(timeout)
         try:
-            if receive_buffer is not None:  # after the connection it would be too late
+            if receive_buffer is not None:  # has no effect after the connection is made
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             self.socket.connect((parts.hostname, parts.port or 80))
             self._handshake(parts.netloc, parts.path, parts.query, headers or {})
@@ -93,7 +93,7 @@ class Socket:
 
     def _handshake(self, host: str, path: str, query: str, headers: Mapping[str, str]) -> None:
         key = base64.b64encode(os.urandom(16)).decode()
-        said = {
+        fields = {
             "Host": host,
             "Upgrade": "websocket",
             "Connection": "Upgrade",
@@ -102,7 +102,7 @@ class Socket:
             "Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits",
         } | dict(headers)
         lines = [f"GET {path}{'?' + query if query else ''} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in said.items() if value]
+        lines += [f"{name}: {value}" for name, value in fields.items() if value]
         self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
         while b"\r\n\r\n" not in self._rest:
             data = self.socket.recv(65536)
@@ -122,10 +122,10 @@ class Socket:
         assert b"sec-websocket-accept: " + accept.lower() in head.lower(), head
         assert b"extensions" not in head.lower(), head
 
-    # Out
+    # Sending
 
     def frame(self, opcode: int, data: bytes, *, fin: bool = True) -> bytes:
-        """A frame as a client sends it."""
+        """Return a frame as a client sends it."""
         size = len(data)
         head = bytes([opcode | (0x80 if fin else 0)])
         if size < 126:
@@ -145,10 +145,10 @@ class Socket:
         self.send_frame(TEXT, text.encode())
 
     def ask(self, **message: Any) -> None:
-        """A message that is an object."""
+        """Send an object as JSON."""
         self.say(json.dumps(message))
 
-    # In
+    # Receiving
 
     def _take(self, count: int, deadline: float) -> bytes:
         while len(self._rest) < count:
@@ -164,11 +164,11 @@ class Socket:
         return taken
 
     def next_frame(self, timeout: float | None = None) -> Frame:
-        """The next frame, whatever it is. Raises Ended at the end, TimeoutError when it is late."""
+        """Return the next frame of any kind. Raise Ended or TimeoutError."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         first, size = self._take(2, deadline)
-        assert first & 0x80, "a server's frame that is not whole"
-        assert not size & 0x80, "a server's frame with a mask"
+        assert first & 0x80, "the server sent a fragment"
+        assert not size & 0x80, "the server sent a masked frame"
         if size == 126:
             size = int.from_bytes(self._take(2, deadline), "big")
         elif size == 127:
@@ -176,7 +176,7 @@ class Socket:
         return Frame(first & 0x0F, self._take(size, deadline))
 
     def next(self, timeout: float | None = None) -> str:
-        """The next text message; pings are answered. Raises Ended with the server's code."""
+        """Return the next text message, answering pings. Raise Ended with the server's code."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         while True:
             frame = self.next_frame(max(0.0, deadline - time.monotonic()))
@@ -191,20 +191,20 @@ class Socket:
                 return frame.text
 
     def event(self, timeout: float | None = None) -> dict[str, Any]:
-        """The next object."""
-        told: dict[str, Any] = json.loads(self.next(timeout))
-        assert told.keys() == {"id", "type", "data"}
-        return told
+        """Return the next event."""
+        event: dict[str, Any] = json.loads(self.next(timeout))
+        assert event.keys() == {"id", "type", "data"}
+        return event
 
     def events(self, until: str = "end") -> list[dict[str, Any]]:
-        """All objects up to the next one of that type."""
+        """Return all events up to the next one of this type."""
         found = [self.event()]
         while found[-1]["type"] != until:
             found.append(self.event())
         return found
 
     def end(self, timeout: float | None = None) -> int:
-        """Read whatever still comes; the code with which it is over."""
+        """Read until the connection ends; return its close code."""
         try:
             while True:
                 self.next(timeout)
@@ -212,16 +212,16 @@ class Socket:
             return ended.code
 
     def leave(self, code: int = 1000) -> int:
-        """Close as a browser does; the code that comes back."""
+        """Close as a browser does; return the server's close code."""
         self.send_frame(CLOSE, code.to_bytes(2, "big"))
         return self.end()
 
     def close(self) -> None:
-        """Go without a word."""
+        """Close the socket without a close frame."""
         self.socket.close()
 
     def reset(self) -> None:
-        """Go as a broken network does."""
+        """Reset the connection, as a broken network does."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
@@ -233,11 +233,12 @@ class Socket:
 
 
 def places(events: list[dict[str, Any]]) -> list[int]:
-    """The seqs of events, all of one run."""
+    """Return the seqs of events, which all belong to one run."""
     runs = {event["id"].rpartition(":")[0] for event in events}
     assert len(runs) == 1, runs
     return [int(event["id"].rpartition(":")[2]) for event in events]
 
 
 def text_of(events: list[dict[str, Any]]) -> str:
+    """Return the text of the chunks among the events."""
     return "".join(event["data"]["content"] for event in events if event["type"] == "chunk")
