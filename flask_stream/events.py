@@ -1,8 +1,8 @@
-"""Events and cursors: what a log is made of.
+"""Events and cursors.
 
-An event's data is kept as the JSON text that it is sent as. It is encoded once, when the chain
-says it, however many viewers read it however often. The text is ASCII on one line: no reader
-has to escape a line separator or a lone surrogate again.
+The data of an event is kept as JSON text. It is encoded once, when the event is produced, and sent
+to all viewers as it is. The text is one line of ASCII, so line separators and lone surrogates in it
+need no further escaping.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii as quote
 from typing import Any, NamedTuple
 
-#: The types, in the order of the README's table; `start` is first and `end` is last in a log.
+#: The types, in the order of the documentation. A log begins with `start` and finishes with `end`.
 TYPES = (
     "start",
     "message_start",
@@ -33,7 +33,7 @@ TYPES = (
 
 
 class Event(NamedTuple):
-    """One entry of a log.
+    """One event of a log.
 
     `seq` counts from 1 without a gap. `data` is JSON text. `at` is when the chain produced the
     event, in whole milliseconds since the run was created.
@@ -49,29 +49,29 @@ class Event(NamedTuple):
         return json.loads(self.data)
 
 
-#: An event before it has a place in a log: its type, and its data as JSON text.
+#: An event that is not in a log yet: its type, and its data as JSON text.
 NewEvent = tuple[str, str]
 
 _encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 def encode(data: Mapping[str, Any]) -> str:
-    """JSON text for an event. Raises TypeError or ValueError for what JSON cannot say."""
+    """Return data as JSON text. Raises TypeError or ValueError for data that JSON cannot hold."""
     return _encoder.encode(data)
 
 
 def decode(text: str | bytes) -> Any:
-    """What JSON text says; NaN and its like are none. Raises ValueError, and RecursionError."""
-    return json.loads(text, parse_constant=_no_constant)
+    """Parse JSON text. Raises ValueError, also for NaN and Infinity, and RecursionError."""
+    return json.loads(text, parse_constant=_refuse_constant)
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def chunk(content: str, message: str, kind: str = "text") -> str:
-    """The data of a `chunk` event. `message` and `kind` are ours and need no quoting."""
-    # The one event that is made per token: a tenth of what the encoder above would cost.
+    """Return the data of a `chunk` event. `message` and `kind` must need no escaping."""
+    # Made for every token. This takes a tenth of the time of `encode`.
     return f'{{"content":{quote(content)},"message":"{message}","kind":"{kind}"}}'
 
 
@@ -81,32 +81,32 @@ _SEQ = re.compile(r"0|[1-9][0-9]{0,15}")
 
 
 class Cursor(NamedTuple):
-    """A place in a run's log, written `<run>:<seq>`: after the event with that seq."""
+    """A position in a run's log, after the event with that seq. Its text is `<run>:<seq>`."""
 
     run: str
     seq: int
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
-        """Read `<run>:<seq>`. Raises ValueError for anything else."""
+        """Parse `<run>:<seq>`. Raises ValueError for anything else."""
         match = _CURSOR.fullmatch(text)
         if match is None:
-            raise ValueError("not <run>:<seq>")
+            raise ValueError("expected <run>:<seq>")
         return cls(match[1], int(match[2]))
 
     @classmethod
     def of(cls, run: str, text: str) -> Cursor:
-        """Read `<run>:<seq>` or a bare `<seq>` of `run`. Raises ValueError for anything else."""
+        """Parse `<run>:<seq>`, or `<seq>` alone for `run`. Raises ValueError for anything else."""
         if _SEQ.fullmatch(text):
             return cls(run, int(text))
         return cls.parse(text)
 
 
 def new_id() -> str:
-    """An id that nobody can guess: 128 random bits as 32 hexadecimal digits."""
+    """Return a new id that cannot be guessed: 128 random bits as 32 hexadecimal digits."""
     return secrets.token_hex(16)
 
 
 def is_id(text: str) -> bool:
-    """Whether `text` can be the id of a run or a conversation."""
+    """Return whether `text` can be the id of a run or a conversation."""
     return _RUN_ID.fullmatch(text) is not None

@@ -10,9 +10,9 @@ from flask import Flask, current_app
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from .config import Settings
-from .engine.admission import Multitask
 from .engine.chain import Chain
 from .engine.chain_options import Cache, check_options
+from .engine.start_request import Multitask
 from .errors import ConfigError
 from .registry import is_graph, make_source
 from .service import Service, make_service

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from flask_stream.engine.admission import StartRequest
 from flask_stream.engine.chain import Chain
 from flask_stream.engine.maintenance import RunTimes
 from flask_stream.engine.runner import RunLimits
 from flask_stream.engine.runs import Runs
+from flask_stream.engine.start_request import StartRequest
 from flask_stream.errors import BadRequest, Conflict, StoreError
 from flask_stream.events import NewEvent, chunk, encode
 from flask_stream.sources.base import Input, Source
@@ -448,7 +448,7 @@ def runs(source: Asks, store: Forgetful) -> Iterator[Runs]:
 
 
 def start(runs: Runs, value: dict[str, Any], **fields: Any) -> Run:
-    run, new = runs.starts.start(StartRequest("asks", value, who="session:one", **fields))
+    run, new = runs.admission.start(StartRequest("asks", value, principal="session:one", **fields))
     assert new
     return run
 
@@ -466,8 +466,8 @@ def test_an_answer_goes_to_what_was_asked(runs: Runs, source: Asks) -> None:
     parent = start(runs, QUESTION)
     assert finish(runs, parent)[0] == "interrupted"
     with pytest.raises(Conflict):
-        runs.starts.start(
-            StartRequest("other", {"resume": "yes"}, who="session:one", parent=parent.id)
+        runs.admission.start(
+            StartRequest("other", {"resume": "yes"}, principal="session:one", parent=parent.id)
         )
     source.several = True
     parent = start(runs, QUESTION)

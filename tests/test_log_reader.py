@@ -42,14 +42,14 @@ def seqs(reader: LogReader) -> list[int]:
 
 
 def test_a_reader_goes_from_the_store_to_the_tail(store: MemoryStore) -> None:
-    tail = LogTail(6, owned=False)
+    tail = LogTail(6, written_here=False)
     tail.extend(events(7, 10))
     for after in range(11):
         assert seqs(reader(store, tail, after)) == list(range(after + 1, 11))
 
 
 def test_what_is_told_twice_is_taken_once(store: MemoryStore) -> None:
-    tail = LogTail(0, owned=True)
+    tail = LogTail(0, written_here=True)
     follower = reader(store, tail)
     tail.extend(events(1, 4))
     tail.extend(events(2, 6))
@@ -59,7 +59,7 @@ def test_what_is_told_twice_is_taken_once(store: MemoryStore) -> None:
 
 def test_a_tail_that_missed_something_leaves_it_to_the_store(store: MemoryStore) -> None:
     """Whoever takes a dead worker's run over may not have heard of its last words."""
-    tail = LogTail(0, owned=False)
+    tail = LogTail(0, written_here=False)
     follower = reader(store, tail)
     tail.extend(events(1, 3))
     assert seqs(follower) == [1, 2, 3]
@@ -69,7 +69,7 @@ def test_a_tail_that_missed_something_leaves_it_to_the_store(store: MemoryStore)
 
 
 def test_a_reader_that_is_far_behind_turns_to_the_store(store: MemoryStore) -> None:
-    tail = LogTail(0, owned=True)
+    tail = LogTail(0, written_here=True)
     follower = reader(store, tail)
     store.append([Batch(RUN, "token", 10, events(11, 2 * KEPT + 50), None)])
     tail.extend(events(1, 2 * KEPT))
@@ -80,7 +80,7 @@ def test_a_reader_that_is_far_behind_turns_to_the_store(store: MemoryStore) -> N
 
 
 def test_a_tail_that_grows_gives_each_event_once(store: MemoryStore) -> None:
-    tail = LogTail(0, owned=True)
+    tail = LogTail(0, written_here=True)
     eager, late = reader(store, tail), reader(store, tail)
     store.append([Batch(RUN, "token", 10, events(11, 3 * KEPT), None)])
     found = []
@@ -92,14 +92,14 @@ def test_a_tail_that_grows_gives_each_event_once(store: MemoryStore) -> None:
 
 
 def test_readers_at_one_place_share_one_piece(store: MemoryStore) -> None:
-    tail = LogTail(0, owned=True)
+    tail = LogTail(0, written_here=True)
     one, two = reader(store, tail), reader(store, tail)
     tail.extend(events(1, 3))
     assert one.take() is two.take()
 
 
 def test_a_reader_that_is_woken_before_it_waits_does_not_wait(store: MemoryStore) -> None:
-    follower = reader(store, LogTail(10, owned=True), 10)
+    follower = reader(store, LogTail(10, written_here=True), 10)
     follower.wake()
     follower.wake()
     follower.wait()

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from flask_stream.engine.admission import StartRequest
 from flask_stream.engine.chain import Chain
 from flask_stream.engine.maintenance import RunTimes
 from flask_stream.engine.runner import RunLimits
 from flask_stream.engine.runs import Runs
+from flask_stream.engine.start_request import StartRequest
 from flask_stream.events import Cursor, Event, NewEvent, chunk, encode, new_id
 from flask_stream.sources.base import Input, Source, Turn
 from flask_stream.stores.base import NO_CONDITIONS, Batch, ConversationBusy, CreateConditions, Run
@@ -424,9 +424,9 @@ def runs(source: Halves, store: Late) -> Iterator[Runs]:
 
 
 def start(runs: Runs, question: str, **fields: Any) -> Run:
-    run, new = runs.starts.start(
+    run, new = runs.admission.start(
         StartRequest(
-            "halves", {"question": question}, who="session:one", conversation=TALK, **fields
+            "halves", {"question": question}, principal="session:one", conversation=TALK, **fields
         )
     )
     assert new
@@ -514,7 +514,7 @@ def test_one_that_is_removed_while_it_is_live_ends_for_its_readers(
             events += shared.events
     reader.close()
     assert events[-1].value()["status"] == "cancelled"
-    while runs.live:
+    while runs.live_run_count:
         assert time.monotonic() < until
         time.sleep(0.01)
 
@@ -523,8 +523,8 @@ def test_who_waits_for_one_that_is_removed_begins(runs: Runs, source: Halves, st
     other = Run(new_id(), "halves", new_id(), None, "", QUESTION, time.time())
     assert store.create(other, "other", 60) is None
     source.gates["two"].set()
-    run, _ = runs.starts.start(
-        StartRequest("halves", {"question": "two"}, who="session:one", parent=other.id)
+    run, _ = runs.admission.start(
+        StartRequest("halves", {"question": "two"}, principal="session:one", parent=other.id)
     )
     assert store.delete_conversation(other.principal, other.conversation)
     assert finish(runs, run)[0] == "done"

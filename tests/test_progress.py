@@ -21,12 +21,12 @@ from langgraph.config import get_stream_writer
 from langgraph.graph import START, StateGraph
 
 from flask_stream import FlaskStream
-from flask_stream.engine.admission import StartRequest
 from flask_stream.engine.chain import Chain
 from flask_stream.engine.log_reader import LogReader
 from flask_stream.engine.maintenance import RunTimes
 from flask_stream.engine.runner import RunLimits
 from flask_stream.engine.runs import Runs
+from flask_stream.engine.start_request import StartRequest
 from flask_stream.events import Cursor, Event
 from flask_stream.sources.base import Input, Source
 from flask_stream.sources.langchain import LangChainSource
@@ -96,7 +96,7 @@ class Asking:
         self.runs = Runs(
             MemoryStore(), {"chain": Chain("chain", source)}, RunTimes(limits, 30, 3600)
         )
-        self.run = self.runs.starts.start(StartRequest("chain", {"question": "Why?"}))[0].id
+        self.run = self.runs.admission.start(StartRequest("chain", {"question": "Why?"}))[0].id
         reader = self.runs.read(Cursor(self.run, 0))
         assert reader is not None
         self._reader: LogReader = reader

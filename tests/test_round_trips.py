@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from flask_stream.engine.admission import StartRequest
 from flask_stream.engine.chain import Chain
 from flask_stream.engine.maintenance import RunTimes
 from flask_stream.engine.runner import RunLimits
 from flask_stream.engine.runs import Runs
+from flask_stream.engine.start_request import StartRequest
 from flask_stream.events import Cursor, Event, NewEvent, chunk
 from flask_stream.sources.base import Input, Source
 from flask_stream.stores.base import Batch, Run, Store
@@ -82,8 +82,8 @@ def runs(store: Store, asked: list[Input], calls: Counter[str]) -> Iterator[Runs
     times = RunTimes(RunLimits(60, 60, 60), 30, 86_400)
     made = Runs(counting(store, calls), {"chat": Chain("chat", Answers())}, times)
     yield made
-    made._live.drain(5)
-    made._live.close()
+    made._live_runs.drain(5)
+    made._live_runs.close()
 
 
 def finish(runs: Runs, run: Run) -> list[Event]:
@@ -109,13 +109,13 @@ def finish(runs: Runs, run: Run) -> list[Event]:
 def settle(runs: Runs) -> None:
     """Wait until no run is live, without a call of the store."""
     deadline = time.monotonic() + 60
-    while runs.live:
+    while runs.live_run_count:
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
 def ask(runs: Runs, conversation: str) -> Run:
-    run, _ = runs.starts.start(StartRequest("chat", {"question": "q"}, WHO, None, conversation))
+    run, _ = runs.admission.start(StartRequest("chat", {"question": "q"}, WHO, None, conversation))
     return run
 
 

@@ -13,13 +13,13 @@ import pytest
 from langchain_core.messages import AIMessageChunk
 from langgraph.errors import GraphRecursionError
 
-from flask_stream.engine.admission import StartRequest
 from flask_stream.engine.chain import Chain
 from flask_stream.engine.history import turns
 from flask_stream.engine.log_writer import LogWriter
 from flask_stream.engine.maintenance import RunTimes
 from flask_stream.engine.runner import RunLimits
 from flask_stream.engine.runs import Runs
+from flask_stream.engine.start_request import StartRequest
 from flask_stream.errors import BadRequest, Conflict, Gone, NotFound, StoreError, Unavailable
 from flask_stream.events import Cursor, Event, NewEvent, new_id
 from flask_stream.sources.base import Input, Source, Turn
@@ -136,7 +136,7 @@ def read(runs: Runs, run: str, timeout: float = 20) -> list[Event]:
 
 def ask(runs: Runs) -> str:
     """Start a run; its id."""
-    return runs.starts.start(StartRequest("chain", QUESTION))[0].id
+    return runs.admission.start(StartRequest("chain", QUESTION))[0].id
 
 
 def end_of(events: list[Event]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def text(events: list[Event]) -> str:
 
 def test_a_run_is_read_to_its_end(make: Make) -> None:
     runs = make(lambda q: iter(["a", "b"]))
-    run, new = runs.starts.start(StartRequest("chain", QUESTION))
+    run, new = runs.admission.start(StartRequest("chain", QUESTION))
     assert new
     events = read(runs, run.id)
     assert [event.type for event in events] == ["start", "message_start", "chunk", "chunk", "end"]
@@ -159,9 +159,9 @@ def test_a_run_is_read_to_its_end(make: Make) -> None:
     assert read(runs, run.id) == events
     assert runs.read(Cursor(run.id, 5)) is None
     until = time.monotonic() + 10
-    while runs.live and time.monotonic() < until:
+    while runs.live_run_count and time.monotonic() < until:
         time.sleep(0.01)
-    assert runs.live == 0
+    assert runs.live_run_count == 0
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_limit_ends_the_run(
         yield "too late"
 
     runs = make(slow, limits)
-    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
+    run, _ = runs.admission.start(StartRequest("chain", QUESTION))
     events = read(runs, run.id)
     assert end_of(events)["error"]["code"] == "timeout"
     assert text(events) == said
@@ -198,7 +198,7 @@ def test_the_end_says_why_the_model_stopped(make: Make) -> None:
     assert end_of(read(runs, ask(runs))) == {
         "status": "done", "finish_reason": "length", "error": None,
     }  # fmt: skip
-    run, _ = runs.starts.start(StartRequest("chain", {"question": "fail"}))
+    run, _ = runs.admission.start(StartRequest("chain", {"question": "fail"}))
     assert end_of(read(runs, run.id))["finish_reason"] is None
 
 
@@ -226,7 +226,7 @@ def test_what_a_stopped_chain_still_says_is_not_written(make: Make, gate: thread
             closed.set()
 
     runs = make(stubborn)
-    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
+    run, _ = runs.admission.start(StartRequest("chain", QUESTION))
     assert runs.cancel(run.id, 10, "").status == "cancelled"
     gate.set()
     assert closed.wait(10)
@@ -241,7 +241,7 @@ def test_a_chain_that_fails_ends_the_run(make: Make) -> None:
         raise RuntimeError("sk-secret")
 
     runs = make(failing)
-    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
+    run, _ = runs.admission.start(StartRequest("chain", QUESTION))
     events = read(runs, run.id)
     assert end_of(events)["error"]["code"] == "chain_error"
     assert "sk-secret" not in str(events)
@@ -250,7 +250,7 @@ def test_a_chain_that_fails_ends_the_run(make: Make) -> None:
 def test_an_answer_lost_on_the_way_stores_nothing_twice(make: Make, store: MoodyStore) -> None:
     store.forgetful = 2
     runs = make(lambda q: iter("abc"))
-    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
+    run, _ = runs.admission.start(StartRequest("chain", QUESTION))
     events = read(runs, run.id)
     assert text(events) == "abc"
     assert [event.seq for event in events] == list(range(1, 7))
@@ -267,7 +267,7 @@ def test_nothing_is_shown_that_is_not_stored(
         time.sleep(30)
 
     runs = make(chain, lease=1)
-    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
+    run, _ = runs.admission.start(StartRequest("chain", QUESTION))
     reader = runs.read(Cursor(run.id, 0))
     assert reader is not None
     seen: list[Event] = []
@@ -289,7 +289,7 @@ def test_nothing_is_shown_that_is_not_stored(
     assert [(event.seq, event.type) for event in shared.events] == [(0, "end")]
     assert json.loads(shared.events[0].data)["error"]["code"] == "store_error"
     with pytest.raises(Unavailable):
-        runs.starts.start(StartRequest("chain", QUESTION))
+        runs.admission.start(StartRequest("chain", QUESTION))
     store.away = False
     # It is back: the run is ended there, too, once, after all that was said.
     until = time.monotonic() + 20
@@ -308,7 +308,7 @@ def test_an_end_that_cannot_be_stored_is_no_end(make: Make, store: MoodyStore) -
         store.away = True
 
     runs = make(chain, lease=1)
-    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
+    run, _ = runs.admission.start(StartRequest("chain", QUESTION))
     events = read(runs, run.id)
     assert (events[-1].seq, events[-1].type) == (0, "end")
     assert end_of(events)["error"]["code"] == "store_error"
@@ -332,7 +332,7 @@ def test_a_run_that_the_store_was_away_for_is_not_taken_for_a_dead_workers(
         yield "b"
 
     runs = make(chain, lease=1, attempts=3)
-    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
+    run, _ = runs.admission.start(StartRequest("chain", QUESTION))
     wait_for(lambda: len(store.read(run.id, 0, 9)) > 2)
     store.away = store.gone = True
     gate.set()
@@ -367,8 +367,8 @@ def test_a_store_that_can_only_be_read(
 def test_the_same_question_in_another_order_is_the_same(make: Make) -> None:
     runs = make(lambda input: iter("a"))
     id = new_id()
-    one, _ = runs.starts.start(StartRequest("chain", {"a": 1, "b": {"c": 2, "d": 3}}, run=id))
-    two, new = runs.starts.start(StartRequest("chain", {"b": {"d": 3, "c": 2}, "a": 1}, run=id))
+    one, _ = runs.admission.start(StartRequest("chain", {"a": 1, "b": {"c": 2, "d": 3}}, run=id))
+    two, new = runs.admission.start(StartRequest("chain", {"b": {"d": 3, "c": 2}, "a": 1}, run=id))
     assert (one.id, new) == (two.id, False)
 
 
@@ -384,7 +384,7 @@ def test_a_turn_is_whole_messages_and_says_whether_it_came_to_its_end(
 
     runs = make(chain)
     for question, whole in ("go", True), ("fail", False):
-        run, _ = runs.starts.start(StartRequest("chain", {"question": question}))
+        run, _ = runs.admission.start(StartRequest("chain", {"question": question}))
         read(runs, run.id)
         assert turns(store, store.branch(run.id, 9), 9) == [
             Turn(question, "l0 l1 l2 \n\nr0 r1 r2 ", whole)
@@ -407,9 +407,9 @@ def test_what_a_chain_keeps_goes_with_its_last_run(store: MoodyStore) -> None:
     chains = {name: Chain(name, Keeps(function)) for name in ("one", "two")}
     runs = Runs(store, chains, RunTimes(GENEROUS, 1, 2))
     try:
-        asked = StartRequest("one", QUESTION, who="user:ann", conversation=new_id())
+        asked = StartRequest("one", QUESTION, principal="user:ann", conversation=new_id())
         for chain in ("one", "two"):
-            run, _ = runs.starts.start(replace(asked, chain=chain))
+            run, _ = runs.admission.start(replace(asked, chain=chain))
             wait_for(lambda id=run.id: not store.get(id).live)  # type: ignore[misc,union-attr]
             time.sleep(1.2)
         wait_for(lambda: len(forgotten) == 1)
@@ -431,7 +431,7 @@ def test_one_of_many_starts_asks_the_chain(make: Make) -> None:
     news: list[bool] = []
 
     def start() -> None:
-        news.append(runs.starts.start(StartRequest("chain", QUESTION, run=id))[1])
+        news.append(runs.admission.start(StartRequest("chain", QUESTION, run=id))[1])
 
     threads = [threading.Thread(target=start) for _ in range(50)]
     for thread in threads:
@@ -445,7 +445,7 @@ def test_one_of_many_starts_asks_the_chain(make: Make) -> None:
 
 def test_runs_are_forgotten_whole_and_known_to_be(make: Make, store: MoodyStore) -> None:
     runs = make(lambda q: iter("a"), lease=1, keep=0.1)
-    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
+    run, _ = runs.admission.start(StartRequest("chain", QUESTION))
     until = time.monotonic() + 20
     while store.get(run.id) and time.monotonic() < until:
         time.sleep(0.05)
@@ -485,15 +485,15 @@ def test_places_that_cannot_be_are_refused(make: Make, gate: threading.Event) ->
         gate.wait()
 
     runs = make(chain)
-    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
+    run, _ = runs.admission.start(StartRequest("chain", QUESTION))
     with pytest.raises(BadRequest):
         runs.read(Cursor(run.id, 1000))
     with pytest.raises(Conflict):
-        runs.starts.start(StartRequest("chain", {"question": "another"}, run=run.id))
+        runs.admission.start(StartRequest("chain", {"question": "another"}, run=run.id))
     with pytest.raises(NotFound):
-        runs.starts.start(StartRequest("chain", QUESTION, parent=new_id()))
+        runs.admission.start(StartRequest("chain", QUESTION, parent=new_id()))
     with pytest.raises(NotFound):
-        runs.starts.start(StartRequest("nothing", QUESTION))
+        runs.admission.start(StartRequest("nothing", QUESTION))
 
 
 def test_a_worker_that_goes_ends_what_it_cannot_finish(make: Make, gate: threading.Event) -> None:
@@ -502,11 +502,11 @@ def test_a_worker_that_goes_ends_what_it_cannot_finish(make: Make, gate: threadi
         gate.wait()
 
     runs = make(chain)
-    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
+    run, _ = runs.admission.start(StartRequest("chain", QUESTION))
     runs.drain(0.2)
     assert end_of(read(runs, run.id))["error"]["code"] == "worker_lost"
     with pytest.raises(Unavailable):
-        runs.starts.start(StartRequest("chain", QUESTION))
+        runs.admission.start(StartRequest("chain", QUESTION))
 
 
 def test_a_chain_may_outrun_the_store_only_so_far(store: MoodyStore) -> None:
@@ -524,7 +524,7 @@ def test_a_chain_may_outrun_the_store_only_so_far(store: MoodyStore) -> None:
                 yield "custom", "{}"
 
     runs = Runs(store, {"chain": Chain("chain", Fast())}, RunTimes(GENEROUS, 30, 3600))
-    run, _ = runs.starts.start(StartRequest("chain", QUESTION))
+    run, _ = runs.admission.start(StartRequest("chain", QUESTION))
     time.sleep(0.5)
     assert said < 300_000
     store.away = False
@@ -568,7 +568,7 @@ def test_a_chain_that_is_given_up_is_charged_once(store: MoodyStore, gate: threa
         store,
         {"chain": Chain("chain", FunctionSource(chain))},
         RunTimes(GENEROUS, 30, 3600),
-        lambda who, tokens: charged.append(tokens),
+        lambda principal, tokens: charged.append(tokens),
     )
     try:
         run = ask(runs)
@@ -602,7 +602,7 @@ def test_news_that_could_not_be_read_is_looked_for_again(
 
     owner, viewer = make(chain), make(chain)
     # The store tells its news once: here, to the viewer's process alone.
-    monkeypatch.setattr(owner._live.journal, "_follow_loop", lambda: None)
+    monkeypatch.setattr(owner._live_runs.journal, "_follow_loop", lambda: None)
     run = ask(owner)
     reader = viewer.read(Cursor(run, 0))
     assert reader is not None
@@ -627,9 +627,9 @@ def test_a_reader_of_what_is_removed_is_told(make: Make) -> None:
 
     runs = make(chain)
     conversation = new_id()
-    asked = StartRequest("chain", QUESTION, who="user:1", conversation=conversation)
-    run = runs.starts.start(asked)[0].id
-    wait_for(lambda: not runs.live)
+    asked = StartRequest("chain", QUESTION, principal="user:1", conversation=conversation)
+    run = runs.admission.start(asked)[0].id
+    wait_for(lambda: not runs.live_run_count)
     reader = runs.read(Cursor(run, 0), "user:1")
     assert reader is not None
     first = reader.take()
@@ -644,8 +644,8 @@ def test_a_reader_of_what_is_removed_is_told(make: Make) -> None:
 
 def test_a_worker_that_goes_takes_over_nobodys_runs(make: Make, store: MoodyStore) -> None:
     leaving = make(lambda question: iter(["a"]), lease=1)
-    leaving._live.begin()
-    leaving._live.draining = True
+    leaving._live_runs.begin()
+    leaving._live_runs.draining = True
     store.create(
         Run(new_id(), "chain", new_id(), None, "", json.dumps(QUESTION), time.time()), "dead", 0.1
     )

@@ -1,4 +1,4 @@
-"""The answer of a run: the text of its messages, folded from its `chunk` events."""
+"""The answer of a run: the text of its messages, assembled from its `chunk` events."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ _NOT_TEXT = ('"kind":"reasoning"}', '"kind":"refusal"}')
 
 
 class AnswerFold:
-    """Folds events into an answer, as they come.
+    """Assembles the answer of a run from its events, while they are produced.
 
-    `complete` is whether the events begin with the run's first one. A `reset` makes it so.
+    `complete` is whether the run's events are known from the first one, or from a `reset`. Without
+    them, there is no answer.
     """
 
     __slots__ = ("_cut", "_messages", "_parts", "_tail", "complete")
 
     def __init__(self, complete: bool = True) -> None:
         self.complete = complete
-        # The pieces of each message, by its id: JSON strings without their quotes.
+        # The parts of each message, by its id: JSON strings without their quotes.
         self._messages: dict[str, list[str]] = {}
         self._parts: list[str] = []
-        # The end that the data of this message's chunks have in common, as `events.chunk` makes
-        # them: so the text is cut out, and no JSON is parsed per token.
+        # What the data of the current message's chunks ends with, as `events.chunk` makes them. So
+        # the text can be cut out without parsing JSON for every token.
         self._tail = "\n"
         self._cut = 0
 
@@ -48,7 +49,7 @@ class AnswerFold:
                 self.complete = True
 
     def _add_other(self, data: str) -> None:
-        """Add a chunk of another message, or one that `events.chunk` has not made."""
+        """Add a chunk of another message, or one that `events.chunk` did not make."""
         if data.endswith(_NOT_TEXT):
             return
         tail = data[data.rfind('","message":"') :]
@@ -64,23 +65,23 @@ class AnswerFold:
             parts.append(quote(value["content"])[1:-1])
 
     def json(self) -> str | None:
-        """Return the answer as a JSON string; None if it is not known from these events."""
+        """Return the answer as a JSON string, or None if it cannot be told from these events."""
         if not self.complete:
             return None
         text = "\\n\\n".join(["".join(parts) for parts in self._messages.values()])
         try:
             json.loads(f'"{text}"')
         except ValueError:
-            # A chunk with other fields than usual was cut in the wrong place, so a quote is left
-            # in the text: the log has to be parsed.
+            # A chunk with unusual fields was cut in the wrong place and left a quote in the text.
+            # The log must be parsed instead.
             return None
         return f'"{text}"'
 
 
 def answer_of(store: Store, run: Run) -> str:
-    """Return what a run has answered: its messages, each whole, with an empty line between.
+    """Return the answer of a run: the text of its messages, separated by empty lines.
 
-    The log is read only where the answer is not stored with the run. Raises StoreError.
+    The log is read only if the answer is not stored with the run. Raises StoreError.
     """
     if run.answer is not None:
         return str(json.loads(run.answer))

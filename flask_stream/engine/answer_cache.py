@@ -1,8 +1,8 @@
-"""Answers asked twice: a run that reads what an earlier run has said, instead of asking the chain.
+"""The answer cache: a run can replay the events of an earlier run instead of calling the chain.
 
-The earlier one may still be under way; then both go on together. It is a run of its own all the
-same, with its own log, owner and Stop. Should the one that it reads not come to a good end, it
-forgets what it has shown and asks for itself, or reads another that does.
+The earlier run may still be live; then the new one follows it. The new run still has its own log
+and owner, and is stopped by itself. If the earlier run does not end as `done`, the new run sends a
+`reset` and calls the chain, or replays another run that does.
 """
 
 from __future__ import annotations
@@ -25,64 +25,67 @@ from .ownership import is_anonymous
 
 logger = logging.getLogger(__name__)
 
-#: What an earlier run said that this one does not say: its own frame, what it has cost, and what
-#: it wanted to know.
-_OWN = {"start", "end", "usage", "interrupt"}
-#: Seconds between two looks whether there is anything new to read.
-_WAIT = 1.0
+#: Events of the earlier run that are not replayed: they belong to that run only.
+_NOT_REPLAYED = {"start", "end", "usage", "interrupt"}
+#: Seconds to wait for new events before checking again.
+_WAIT_TIME = 1.0
 
 
-def cache_key(chain: str, version: str, who: str, input: str, history: Sequence[Turn]) -> str:
-    """The same for the same question, to the same chain, after the same history, of the same."""
-    asked = json.loads(input)  # the same, in whatever order it was sent
-    whole = json.dumps([chain, version, who, asked, [list(t) for t in history]], sort_keys=True)
-    return f"answer:{sha256(whole.encode()).hexdigest()}"
+def cache_key(chain: str, version: str, principal: str, input: str, history: Sequence[Turn]) -> str:
+    """Return a key that is equal for equal arguments. The order of fields in `input` is ignored."""
+    value, past = json.loads(input), [list(turn) for turn in history]
+    text = json.dumps([chain, version, principal, value, past], sort_keys=True)
+    return f"answer:{sha256(text.encode()).hexdigest()}"
 
 
 class AnswerCache:
-    """Finds the earlier answer. `read` reads a run from its beginning."""
+    """Finds earlier runs with the same question. `read` returns a reader of a run's whole log."""
 
     def __init__(self, store: Store, read: Callable[[Run], LogReader]) -> None:
         self._store = store
         self._read = read
 
     def source(self, chain: Chain, run: Run) -> tuple[str | None, Source]:
-        """What answers this run, and the key under which others find it, if they may."""
+        """Return the run's cache key, if it has claimed one, and the source that answers it."""
         try:
-            return self._found(chain, run)
+            return self._find(chain, run)
         except StoreError as error:
-            # The run is there: it is answered, if not from what was said before.
-            logger.warning("store: %s: run %s asks for itself", error, run.id)
+            # The run was created already, so it must be answered, if without the cache.
+            logger.warning("run %s: not using the cache: store: %s", run.id, error)
             return None, chain.source
 
-    def _found(self, chain: Chain, run: Run) -> tuple[str | None, Source]:
+    def _find(self, chain: Chain, run: Run) -> tuple[str | None, Source]:
         if not chain.cache or (is_anonymous(run.principal) and not chain.shared):
-            return None, chain.source  # nobody knows whether the same person asks again
+            return None, chain.source  # two anonymous callers may be different people
         branch = self._store.branch(run.parent, chain.source.turns) if run.parent else []
         if branch and branch[0].status in (RUNNING, "interrupted"):
-            # What it follows is not known before that has ended; a reply to it is for it alone.
+            # The history is not complete while the parent is live, and an answer to an interrupt
+            # concerns that run only.
             return None, chain.source
-        who = "" if chain.shared else run.principal
-        earlier = turns(self._store, branch, chain.source.turns)
-        key = cache_key(chain.name, chain.version, who, run.input, earlier)
+        principal = "" if chain.shared else run.principal
+        history = turns(self._store, branch, chain.source.turns)
+        key = cache_key(chain.name, chain.version, principal, run.input, history)
         while True:
             holder = self._store.claim(key, run.id, chain.cache)
             if holder == run.id:
                 return key, chain.source
-            there = self._store.get(holder)
-            if there is not None and (there.live or there.status == "done"):
-                logger.info("run %s: reads run %s", run.id, holder)
-                # After one that was stopped: one asks, and the others read it.
-                return None, ReplaySource(
-                    self._read, there, chain.source, lambda: self.source(chain, run)[1]
-                )
+            earlier = self._store.get(holder)
+            if earlier is not None and (earlier.live or earlier.status == "done"):
+                logger.info("run %s: replays run %s", run.id, holder)
+
+                # If the earlier run is cancelled, one of its followers calls the chain and the
+                # others replay that one.
+                def find_again() -> Source:
+                    return self.source(chain, run)[1]
+
+                return None, ReplaySource(self._read, earlier, chain.source, find_again)
             self._store.release_claim(key, holder)
 
 
 class ReplaySource(Source):
-    """A source that reads another run.
+    """A source that replays another run.
 
-    If that one fails, it asks `source`; if somebody stops it, what `again` finds.
+    If that run fails, it uses `source`. If that run is cancelled, it calls `find_again`.
     """
 
     def __init__(
@@ -90,31 +93,31 @@ class ReplaySource(Source):
         read: Callable[[Run], LogReader],
         run: Run,
         source: Source,
-        again: Callable[[], Source],
+        find_again: Callable[[], Source],
     ) -> None:
         self._read = read
         self._run = run
         self._source = source
-        self._again = again
+        self._find_again = find_again
 
     def check(self, value: dict[str, Any]) -> None:
         self._source.check(value)
 
     def stream(self, input: Input) -> Generator[NewEvent, None, FinishReason | None]:
         reader = self._read(self._run)
-        said = False
+        replayed = False
         try:
             while True:
-                shared = reader.take()
-                if shared is None:
-                    reader.wait(_WAIT)
+                batch = reader.take()
+                if batch is None:
+                    reader.wait(_WAIT_TIME)
                     continue
-                for event in shared.events:
-                    if event.type not in _OWN:
-                        said = True
+                for event in batch.events:
+                    if event.type not in _NOT_REPLAYED:
+                        replayed = True
                         yield event.type, event.data
-                if shared.ended:
-                    end = shared.events[-1].value()
+                if batch.ended:
+                    end = batch.events[-1].value()
                     break
         finally:
             reader.close()
@@ -122,8 +125,9 @@ class ReplaySource(Source):
             yield "custom", encode({"name": "cached", "value": True})
             reason = end.get("finish_reason")
             return FinishReason(reason) if reason else None
-        if said:
+        if replayed:
             yield "reset", encode({"attempt": 1, "reason": ErrorCode.MODEL_ERROR})
-        # Who has stopped it meant that one alone; what has failed may fail again, for each in turn.
-        source = self._source if end["status"] == "failed" else self._again()
+        # A stop concerned the earlier run only, so the cache can be used again. After a failure,
+        # each follower calls the chain, or they would fail one after the other.
+        source = self._source if end["status"] == "failed" else self._find_again()
         return (yield from source.stream(input))

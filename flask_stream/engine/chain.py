@@ -1,4 +1,4 @@
-"""A chain that was added: its source and its options."""
+"""A chain that was added to the service, with its options."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from ..sources.base import Source
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain that can be asked by name.
+    """A chain that can be called by name.
 
-    `attempts` is how many workers may try a run in all: one, or more if a run whose worker is
-    gone is to be started anew. `public` opens it to those who are not signed in. `multitask` is
-    what happens to a question whose conversation has a live run. Answers are read again for
-    `cache` seconds, 0 for never: by the same principal, or by everybody where they are `shared`;
-    another `version` has other answers. `refusal` tells why it cannot answer at all. Earlier turns
-    reach it as messages of about `history_tokens` tokens, None for the usual.
+    - `attempts` is how many workers may run one run in total. If it is more than one, a run whose
+      worker died is restarted.
+    - `public` is whether callers may use the chain without signing in.
+    - `multitask` is what happens to a question whose conversation has a live run.
+    - `cache` is for how many seconds answers are cached, 0 for none: for the same principal, or for
+      everybody if `shared`. Answers of another `version` are not used.
+    - `refusal` returns a sentence if the chain cannot answer at all, or else None.
+    - `history_tokens` limits, roughly, the earlier turns that the chain gets as messages. None is
+      the default.
     """
 
     name: str

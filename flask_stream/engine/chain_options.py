@@ -1,4 +1,4 @@
-"""The options of `FlaskStream.add` that a chain needs for itself, checked."""
+"""Checking the options of one chain, as given to `FlaskStream.add`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from ..config import LONGEST
 from ..errors import ConfigError
-from .admission import MULTITASK
+from .start_request import MULTITASK
 
-#: Seconds for which answers are cached, unless something else is said: a day.
+#: The default for how many seconds answers are cached: one day.
 DAY = 86_400.0
 
 
@@ -17,9 +17,9 @@ DAY = 86_400.0
 class Cache:
     """How a chain's answers are cached, and for whom.
 
-    The same question after the same history is answered from the cache for `seconds`: to the
-    principal who asked it, or to everybody if `shared`, which is for answers that depend on nobody.
-    Change `version` when the chain has changed: answers of other versions are not used.
+    The same question after the same history is answered from the cache for `seconds`: for the same
+    principal, or for everybody if `shared`. Use `shared` only if answers do not depend on the user.
+    Change `version` when the chain changes, as answers of other versions are not used.
     """
 
     seconds: float = DAY
@@ -30,7 +30,7 @@ class Cache:
 def check_options(
     chain: str, restarts: Any, multitask: Any, history_tokens: Any, cache: Any
 ) -> Cache | None:
-    """Return how the chain's answers are cached, or None. Raises ConfigError for a wrong option."""
+    """Return the chain's cache options, or None for no cache. Raises ConfigError."""
     if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0:
         raise _wrong(chain, "restarts", restarts, "a whole number, 0 or more")
     if multitask not in MULTITASK:
@@ -43,17 +43,17 @@ def check_options(
         raise _wrong(chain, "history_tokens", history_tokens, "a whole number, 0 or more, or None")
     if cache is None:
         return None
-    found = cache if isinstance(cache, Cache) else Cache(cache)
+    options = cache if isinstance(cache, Cache) else Cache(cache)
     if (
-        isinstance(found.seconds, bool)
-        or not isinstance(found.seconds, int | float)
-        or not 0 <= found.seconds <= LONGEST
-        or not isinstance(found.shared, bool)
-        or not isinstance(found.version, str)
+        isinstance(options.seconds, bool)
+        or not isinstance(options.seconds, int | float)
+        or not 0 <= options.seconds <= LONGEST
+        or not isinstance(options.shared, bool)
+        or not isinstance(options.version, str)
     ):
         wanted = f"seconds, up to {LONGEST}, or a Cache(seconds, shared=True or False, version='…')"
         raise _wrong(chain, "cache", cache, wanted)
-    return found if found.seconds else None
+    return options if options.seconds else None
 
 
 def _wrong(chain: str, option: str, value: Any, wanted: str) -> ConfigError:

@@ -1,4 +1,4 @@
-"""Conversations: trees of runs that belong to one principal; listed, read, renamed, removed."""
+"""Listing, reading, renaming and removing conversations, which are trees of runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from .runner import STOP_WAIT
 
 logger = logging.getLogger(__name__)
 
-#: Conversations in one page, at most and if nothing is said.
-MOST, USUAL = 100, 30
-#: Characters of a title.
-LONGEST = 200
+#: Conversations on one page: the maximum, and the default.
+MAX_LIMIT, DEFAULT_LIMIT = 100, 30
+#: The most characters of a title.
+MAX_TITLE = 200
 
 
 class Conversations:
     """The conversations of one service.
 
-    `cancel` stops a live run and waits for it; `forget` has a run's chain forget all of it.
+    `cancel` stops a live run and waits up to a number of seconds for its end. `forget` deletes the
+    state that a run's chain has saved.
     """
 
     def __init__(
@@ -34,74 +35,74 @@ class Conversations:
         self._forget = forget
 
     def page(
-        self, who: str, limit: int = USUAL, before: str | None = None
+        self, principal: str, limit: int = DEFAULT_LIMIT, before: str | None = None
     ) -> tuple[list[Conversation], str | None]:
-        """A page of them, the last updated first, and what `before` is for the next page.
+        """Return a page of conversations, last updated first, and the `before` of the next page.
 
-        Raises BadRequest for a page that cannot be, and Unavailable.
+        The latter is None on the last page. Raises BadRequest for invalid arguments, Unavailable.
         """
-        if not 1 <= limit <= MOST:
-            raise BadRequest(f"limit is a number from 1 to {MOST}.", field="limit")
-        place = _place(before) if before is not None else None
-        if is_anonymous(who):
+        if not 1 <= limit <= MAX_LIMIT:
+            raise BadRequest(f"limit must be a number from 1 to {MAX_LIMIT}.", field="limit")
+        position = _parse_position(before) if before is not None else None
+        if is_anonymous(principal):
             return [], None
-        with _reading():
-            found = self._store.conversations(who, limit + 1, place)
+        with _store_errors():
+            found = self._store.conversations(principal, limit + 1, position)
         page = found[:limit]
         more = len(found) > limit
         return page, f"{page[-1].updated!r}:{page[-1].id}" if more else None
 
-    def get(self, who: str, id: str) -> tuple[Conversation, list[Run]]:
-        """One, and all of its runs by when they were started. Raises NotFound, Unavailable."""
-        with _reading():
-            found = self._found(who, id)
-            return found, self._store.runs(who, id)
+    def get(self, principal: str, id: str) -> tuple[Conversation, list[Run]]:
+        """Return a conversation and its runs, oldest first. Raises NotFound, Unavailable."""
+        with _store_errors():
+            found = self._find(principal, id)
+            return found, self._store.runs(principal, id)
 
-    def rename(self, who: str, id: str, title: str) -> Conversation:
-        """Give it another title. Raises NotFound, BadRequest, Unavailable."""
-        # Half of a surrogate pair is JSON, and no text.
-        words = " ".join(title.encode("utf-8", "replace").decode().split())
-        if not 1 <= len(words) <= LONGEST:
-            raise BadRequest(f"A title has 1 to {LONGEST} characters.", field="title")
-        with _reading():
-            self._found(who, id)
-            self._store.rename_conversation(who, id, words)
-            return self._found(who, id)
+    def rename(self, principal: str, id: str, title: str) -> Conversation:
+        """Rename a conversation and return it. Raises NotFound, BadRequest, Unavailable."""
+        # JSON may contain half of a surrogate pair, which cannot be stored.
+        text = " ".join(title.encode("utf-8", "replace").decode().split())
+        if not 1 <= len(text) <= MAX_TITLE:
+            raise BadRequest(f"A title must have 1 to {MAX_TITLE} characters.", field="title")
+        with _store_errors():
+            self._find(principal, id)
+            self._store.rename_conversation(principal, id, text)
+            return self._find(principal, id)
 
-    def remove(self, who: str, id: str) -> None:
-        """Stop what is live in it, and remove it with its runs. Raises NotFound, Unavailable."""
-        with _reading():
-            self._found(who, id)
-            # The last one first: none that waits for another is to begin when that ends.
-            runs = self._store.runs(who, id)
+    def remove(self, principal: str, id: str) -> None:
+        """Stop a conversation's live runs, and remove it. Raises NotFound, Unavailable."""
+        with _store_errors():
+            self._find(principal, id)
+            # The newest first, so that no queued run begins when the one before it ends.
+            runs = self._store.runs(principal, id)
             for run in reversed(runs):
                 if run.live:
                     self._cancel(run, STOP_WAIT)
-            self._store.delete_conversation(who, id)
+            self._store.delete_conversation(principal, id)
         for run in {run.chain: run for run in runs}.values():
             self._forget(run)
         logger.info("conversation %s: removed", id)
 
-    def _found(self, who: str, id: str) -> Conversation:
-        known = is_id(id) and not is_anonymous(who)
-        found = self._store.conversation(who, id) if known else None
+    def _find(self, principal: str, id: str) -> Conversation:
+        known = is_id(id) and not is_anonymous(principal)
+        found = self._store.conversation(principal, id) if known else None
         if found is None:
             raise NotFound("There is no such conversation.", field="conversation")
         return found
 
 
-def _reading() -> AbstractContextManager[None]:
+def _store_errors() -> AbstractContextManager[None]:
     return unavailable_on_store_error(
-        "conversations cannot be had", "Conversations cannot be read right now."
+        "conversations cannot be read", "Conversations cannot be read right now."
     )
 
 
-def _place(before: str) -> tuple[float, str]:
+def _parse_position(before: str) -> tuple[float, str]:
     updated, _, id = before.partition(":")
     try:
         when = float(updated)
     except ValueError:
         when = -1.0
     if not 0 <= when < float("inf") or not is_id(id):
-        raise BadRequest("before is what `next` was in the page before.", field="before")
+        raise BadRequest("before must be the `next` of the previous page.", field="before")
     return when, id

@@ -1,4 +1,4 @@
-"""A conversation's history: a fold over its runs."""
+"""The history of a conversation, assembled from its runs."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from ..sources.base import NO_ANSWER, Source, Turn, resume_value
 from ..stores.base import Run, Store
 from .answer import answer_of
 
-#: The longest title of a conversation that is named by its first question, in characters.
-TITLE = 80
-#: The longest text of an input that clients are shown, in characters.
-LONG = 20_000
+#: The most characters of a title that is made from the first question.
+TITLE_LENGTH = 80
+#: The most characters of a text in an input that clients are shown.
+SHOWN_LENGTH = 20_000
 
 
 def title(value: dict[str, Any]) -> str:
-    """Return the title of a conversation that begins with this input."""
-    words = " ".join(question(value)[: TITLE * 4].split())
-    return words if len(words) <= TITLE else f"{words[: TITLE - 1]}…"
+    """Return the title of a new conversation that begins with this input."""
+    words = " ".join(question(value)[: TITLE_LENGTH * 4].split())
+    return words if len(words) <= TITLE_LENGTH else f"{words[: TITLE_LENGTH - 1]}…"
 
 
 def shown(value: dict[str, Any]) -> dict[str, Any]:
-    """Return an input as clients see it: very long texts, such as documents, are cut."""
+    """Return an input as clients see it, with very long texts such as documents cut."""
     return {
-        name: f"{text[:LONG]}…" if isinstance(text, str) and len(text) > LONG else text
+        name: f"{text[:SHOWN_LENGTH]}…"
+        if isinstance(text, str) and len(text) > SHOWN_LENGTH
+        else text
         for name, text in value.items()
     }
 
@@ -40,8 +42,8 @@ def past(
 ) -> tuple[list[Turn], list[tuple[str, int]]]:
     """Return the turns of a branch, oldest first, and the runs they are made of.
 
-    `branch` holds the newest run and those it follows, as from `Store.branch`; what it lacks is
-    read. The runs are nearest first, as in `Input.before`. Raises StoreError.
+    `branch` is what `Store.branch` returned: the newest run and the runs that it follows. More are
+    read if needed. The returned runs are newest first, as in `Input.before`. Raises StoreError.
     """
     found: list[Turn] = []
     runs: list[tuple[str, int]] = []
@@ -52,7 +54,7 @@ def past(
             value, answer = json.loads(run.input), answer_of(store, run) + later
             whole = run.status == "done" if whole is None else whole
             if resume_value(value) is not NO_ANSWER:
-                later = answer  # the reply to an interrupt belongs to the turn that asked
+                later = answer  # it continues the turn that had the interrupt
             else:
                 found.append(Turn(question(value), answer, whole))
                 later, whole = "", None
@@ -65,7 +67,7 @@ def past(
 
 
 def check_history(store: Store, source: Source, value: dict[str, Any], parent: Run | None) -> None:
-    """Let a source refuse an input because of what came before it, unless that is still live."""
+    """Let a source refuse an input because of the earlier turns, unless the parent is live."""
 
     def earlier() -> list[Turn]:
         branch = store.branch(parent.id, source.turns) if parent else []
@@ -76,7 +78,7 @@ def check_history(store: Store, source: Source, value: dict[str, Any], parent: R
 
 
 def question(value: dict[str, Any]) -> str:
-    """Return an input's text: its `question`, or else its first text."""
+    """Return the question in an input: its field `question`, or else its first text."""
     named = value.get("question")
     if isinstance(named, str):
         return named
@@ -84,7 +86,7 @@ def question(value: dict[str, Any]) -> str:
 
 
 def interrupt_ids(store: Store, run: Run) -> set[str]:
-    """Return the ids of what a run has asked a person. Raises StoreError."""
+    """Return the ids of a run's interrupts. Raises StoreError."""
     return {
         event.value()["id"] for event in store.read(run.id, 0, run.seq) if event.type == "interrupt"
     }

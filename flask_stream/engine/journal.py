@@ -1,17 +1,17 @@
-"""The journal: what runs say is stored first and shown after, all runs in one round trip.
+"""The journal: stores the events of all runs, then shows them to readers.
 
-    run ──append──▶ Log ─┐
-    run ──append──▶ Log ─┼─ committer ──▶ store ──▶ Tail ──▶ Reader, Reader, …
-    run ──append──▶ Log ─┘   (one per process)
+    run ──append──▶ LogWriter ─┐
+    run ──append──▶ LogWriter ─┼─ committer ──▶ store ──▶ LogTail ──▶ LogReader, LogReader, …
+    run ──append──▶ LogWriter ─┘ (one per process)
 
-A `LogWriter` is the writing end of one run, a `LogTail` what this process knows of one log, a
-`LogReader` is one viewer's place in it. Runs append to memory; the committer writes whatever all
-of them have pending in one call of the store, then hands it to the tails and wakes the readers.
-With nothing else to do that costs one round trip; under load batches grow by themselves.
+A `LogWriter` is the writing end of one run's log. A `LogTail` holds the newest events of one log. A
+`LogReader` is one viewer's position in a log. Runs append to memory. The committer stores the
+pending events of all runs in one call, passes them to the tails and wakes the readers. An idle
+process stores an event at once; under load, batches grow by themselves.
 
-A tail of a run that another process owns is fed by the follower, which waits for the store's
-news. A reader does not know the difference: it reads the store up to where its tail begins, and
-then the tail. There is one cursor and no seam.
+The tail of a run that another process writes is fed by the follower, which waits for the store's
+news. A reader works the same in both cases: it reads the store up to the first event of the tail,
+and then the tail.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from .log_writer import LogWriter, WriteFailure
 
 logger = logging.getLogger(__name__)
 
-#: Times that a store which is there refuses a batch before its run is left to others.
-TRIES = 20
+#: Failed attempts to store a batch after which this process no longer renews its run's lease.
+MAX_FAILED_COMMITS = 20
 
 
 class Journal:
-    """Stores what runs say, then shows it. One per process and store.
+    """Stores the events of runs, then shows them to readers. There is one per process and store.
 
-    `patience` is how many seconds a batch is tried again when the store does not answer, before
-    its runs are told. `on_cancel` is called with each run that is to be cancelled.
+    When the store does not answer, a batch is retried for `retry_timeout` seconds before its runs
+    are stopped. `on_cancel` is called with the id of each run that is to be cancelled.
     """
 
     def __init__(
         self,
         store: Store,
         *,
-        patience: float,
+        retry_timeout: float,
         on_cancel: Callable[[str], None],
     ) -> None:
         self.store = store
-        self._patience = patience
+        self._retry_timeout = retry_timeout
         self._on_cancel = on_cancel
         self._tails: dict[str, LogTail] = {}
         self._unwritten: dict[LogWriter, None] = {}
@@ -64,26 +64,26 @@ class Journal:
     def open(
         self, run: Run, lease_token: str, on_failure: Callable[[WriteFailure], None]
     ) -> LogWriter:
-        """Return the writing end of a run that `lease_token` holds."""
+        """Return a writer for a run whose lease `lease_token` holds."""
         self._start()
         with self._lock:
             tail = self._tails.get(run.id)
-            followed = tail is not None and not tail.owned
+            followed = tail is not None and not tail.written_here
             if tail is None:
-                tail = self._tails[run.id] = LogTail(run.seq, owned=True)
-            tail.owned = True
+                tail = self._tails[run.id] = LogTail(run.seq, written_here=True)
+            tail.written_here = True
             if followed:
-                self.store.unwatch(run.id)  # taken over: what is new is said here from now on
+                self.store.unwatch(run.id)  # this process has taken the run over
         return LogWriter(run, lease_token, tail, self.commit, on_failure)
 
     def release(self, log: LogWriter) -> None:
-        """The run is over for this process: forget its tail.
+        """Forget the tail of a run that this process no longer writes.
 
-        Those who read it have it to its end; those who come later find it all in the store. If
-        another owner goes on with the run, those who read it here follow that.
+        Its readers keep the tail, and later readers read the store. If another worker continues the
+        run, its readers here follow that worker.
         """
         with self._lock:
-            log.tail.owned = False
+            log.tail.written_here = False
             followed = log.failure is WriteFailure.LOST and log.tail.readers > 0
             if not followed and self._tails.get(log.run) is log.tail:
                 del self._tails[log.run]
@@ -91,17 +91,17 @@ class Journal:
                 self.store.watch(log.run)
 
     def commit(self, log: LogWriter) -> None:
-        """Have the committer look at this log."""
+        """Have the committer store this log's pending events."""
         self._queue.append(log)
         if not self._signal.is_set():
             self._signal.set()
 
     def unwritten(self) -> list[LogWriter]:
-        """Those whose words could not be stored, as long as there is hope that they can be."""
-        return [log for log in list(self._unwritten) if log.failed_commits < TRIES]
+        """Return the writers with events that could not be stored, and are still being retried."""
+        return [log for log in list(self._unwritten) if log.failed_commits < MAX_FAILED_COMMITS]
 
     def retry(self) -> None:
-        """Try again to store what could not be stored, now and then, until it is settled."""
+        """Try again to store the events that could not be stored."""
         for log in list(self._unwritten):
             self.commit(log)
 
@@ -109,7 +109,7 @@ class Journal:
         while not self._closed:
             self._signal.wait()
             self._signal.clear()
-            # Taken by count: others append meanwhile, and their signal is already set again.
+            # A fixed number: runs may add to the queue meanwhile, and set the signal again.
             logs = [self._queue.popleft() for _ in range(len(self._queue))]
             pairs = [(log, batch) for log in dict.fromkeys(logs) if (batch := log.batch())]
             if pairs:
@@ -117,59 +117,59 @@ class Journal:
 
     def _write(self, pairs: list[tuple[LogWriter, Batch]]) -> None:
         batches = [batch for _, batch in pairs]
-        deadline = time.monotonic() + self._patience
-        pause = 0.05
+        deadline = time.monotonic() + self._retry_timeout
+        delay = 0.05
         while True:
             try:
-                answers = self.store.append(batches)
+                results = self.store.append(batches)
                 break
             except Exception as error:
-                # A store raises StoreError; should it raise another, it is a fault of the store
-                # all the same, and must not end the one thread that writes for every run.
+                # Any error but StoreError is a bug in the store. It must not end this thread, which
+                # writes for every run.
                 if not isinstance(error, StoreError):
-                    logger.exception("store: failed")
+                    logger.exception("store: unexpected error")
                 if time.monotonic() > deadline or self._closed:
-                    logger.error("store: %s: giving up on %d runs", error, len(pairs))
+                    logger.error("store: %s: giving up, stopping %d runs", error, len(pairs))
                     for writer, _ in pairs:
                         writer.failed_commits += 1
                         self._unwritten[writer] = None
-                        _tell(writer, writer.fail)
+                        _notify(writer, writer.fail)
                     return
-                logger.warning("store: %s: trying again", error)
-                time.sleep(pause)
-                pause = min(pause * 2, 1.0)
-        for (writer, batch), stored in zip(pairs, answers, strict=True):
+                logger.warning("store: %s: retrying", error)
+                time.sleep(delay)
+                delay = min(delay * 2, 1.0)
+        for (writer, batch), stored in zip(pairs, results, strict=True):
             self._unwritten.pop(writer, None)
             if stored:
-                _tell(writer, partial(writer.stored, batch))
+                _notify(writer, partial(writer.stored, batch))
             else:
-                logger.warning("run %s: no longer ours to write", writer.run)
-                _tell(writer, writer.lose_lease)
+                logger.warning("run %s: this worker has lost the lease", writer.run)
+                _notify(writer, writer.lose_lease)
 
     # Reading
 
     def read(self, run: Run, after: int) -> LogReader:
-        """A reader of the run after a seq. Close it."""
+        """Return a reader of the run's events after a seq. The caller closes it."""
         self._start()
         with self._lock:
             tail = self._tails.get(run.id)
             new = tail is None
             if tail is None:
-                # What is there already is read from the store; all of it, if the run is over.
-                tail = LogTail(run.seq, owned=False)
+                # Events up to here are read from the store, and all events of a run that has ended.
+                tail = LogTail(run.seq, written_here=False)
                 if run.live:
                     self._tails[run.id] = tail
-            reader = LogReader(self.store, run.id, tail, after, self._leave)
+            reader = LogReader(self.store, run.id, tail, after, self._remove_reader)
             tail.add(reader)
             if new and run.live:
                 self.store.watch(run.id)
         return reader
 
-    def _leave(self, reader: LogReader) -> None:
+    def _remove_reader(self, reader: LogReader) -> None:
         with self._lock:
             tail = reader.tail
             tail.remove(reader)
-            if tail.readers or tail.owned or self._tails.get(reader.run) is not tail:
+            if tail.readers or tail.written_here or self._tails.get(reader.run) is not tail:
                 return
             del self._tails[reader.run]
             self.store.unwatch(reader.run)
@@ -185,20 +185,20 @@ class Journal:
                 for news in self.store.news(1.0):
                     if news.cancel:
                         self._on_cancel(news.run)
-                    elif (tail := self._tails.get(news.run)) and not tail.owned:
+                    elif (tail := self._tails.get(news.run)) and not tail.written_here:
                         self._feed(news.run, tail)
-            except Exception as error:  # as above: nobody else follows
+            except Exception as error:  # as in `_write`: this thread must not end
                 if not isinstance(error, StoreError):
-                    logger.exception("store: failed")
-                logger.warning("store: %s: following again in a second", error)
+                    logger.exception("store: unexpected error")
+                logger.warning("store: %s: reading news again in a second", error)
                 time.sleep(1.0)
-                self._look_again()
+                self._watch_all()
 
-    def _look_again(self) -> None:
-        """Have news of every run that is followed: what was told just now may be lost."""
+    def _watch_all(self) -> None:
+        """Request news of every followed run again, since the latest news may be lost."""
         with self._lock:
             for run, tail in self._tails.items():
-                if not tail.owned:
+                if not tail.written_here:
                     self.store.watch(run)
 
     def _feed(self, run: str, tail: LogTail) -> None:
@@ -206,10 +206,10 @@ class Journal:
         while events := self.store.read(run, tail.last, PAGE):
             tail.extend(events)
         if tail.last == before and self.store.get(run) is None:
-            # Its conversation was removed: nobody will end it any more.
+            # Its conversation was removed, so no `end` will come.
             tail.fail(REMOVED)
 
-    # Life
+    # Threads
 
     def _start(self) -> None:
         if self._threads:
@@ -217,7 +217,7 @@ class Journal:
         with self._lock:
             if self._threads:
                 return
-            # Not before the first use: gunicorn may make the app and then fork.
+            # On first use, because gunicorn may fork after it has made the app.
             for target in (self._commit_loop, self._follow_loop):
                 thread = threading.Thread(target=target, name=target.__name__, daemon=True)
                 self._threads.append(thread)
@@ -225,7 +225,7 @@ class Journal:
             thread.start()
 
     def close(self) -> None:
-        """Write no more, wake everybody, end the threads. The store stays open."""
+        """Stop writing, wake all readers and end the threads. The store stays open."""
         self._closed = True
         self._signal.set()
         self.wake()
@@ -233,8 +233,8 @@ class Journal:
             thread.join()
 
 
-def _tell(writer: LogWriter, what: Callable[[], None]) -> None:
+def _notify(writer: LogWriter, callback: Callable[[], None]) -> None:
     try:
-        what()
-    except Exception:  # one run's trouble must not end the one thread that writes for every run
-        logger.exception("run %s: what was stored of it cannot be told", writer.run)
+        callback()
+    except Exception:  # an error in one run must not end the thread that writes for every run
+        logger.exception("run %s: its writer could not be notified", writer.run)

@@ -1,4 +1,4 @@
-"""The runs that this process works on: started, taken over, stopped, and seen to their end."""
+"""The live runs of this process: start them, take them over, stop them, clean up after them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from .runner import Runner, StopReason, start_event
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that all runs together have for their ends to be stored when their worker goes.
-_STOPPING = 2.0
+#: Seconds in which all runs together must end when their worker shuts down.
+_STOP_TIMEOUT = 2.0
 
 
 class LiveRuns:
-    """Runs under way. `spent` is told what one has cost its principal; it may raise StoreError."""
+    """The live runs of this process.
+
+    `spent` is called with a run's principal and the tokens that it used. It may raise StoreError.
+    """
 
     def __init__(
         self,
@@ -35,7 +38,7 @@ class LiveRuns:
         spent: Callable[[str, int], None],
     ) -> None:
         self.draining = False
-        self.journal = Journal(store, patience=times.hold, on_cancel=self.cancel)
+        self.journal = Journal(store, retry_timeout=times.lease_duration, on_cancel=self.cancel)
         self._store = store
         self._chains = chains
         self._times = times
@@ -43,7 +46,7 @@ class LiveRuns:
         self._runners: dict[str, Runner] = {}
         self._inputs = RunInputs(store, self.journal)
         self._recovery = Recovery(
-            chains, self.journal, self.start, times.hold, lambda: self.draining
+            chains, self.journal, self.start, times.lease_duration, lambda: self.draining
         )
         self._maintenance = Maintenance(
             store,
@@ -59,7 +62,7 @@ class LiveRuns:
         return len(self._runners)
 
     def begin(self) -> None:
-        """Look after runs, those of dead workers included. Again does nothing."""
+        """Start maintenance, which also takes over runs of dead workers. It may be called again."""
         self._maintenance.start()
 
     def start(
@@ -72,11 +75,11 @@ class LiveRuns:
         *,
         queued: bool = False,
     ) -> None:
-        """Have a runner work on a run that this process owns, from the chain's beginning.
+        """Start a runner for a run whose lease this process holds.
 
-        `source` answers, in the chain's place perhaps. `key` is what others find the answer by;
-        it is unset when the run does not come to a good end. A `queued` run begins when those
-        before it in its conversation have ended.
+        `source` produces the answer: the chain's source, or one that replays a cached answer. `key`
+        is the cache key that the run has claimed; it is released unless the run ends as `done`.
+        A `queued` run begins when the earlier runs of its conversation have ended.
         """
         runner: Runner
 
@@ -88,9 +91,9 @@ class LiveRuns:
 
         log = self.journal.open(run, lease_token, fail)
         limits = self._times.limits
-        earlier = self._runners.get(run.id)
-        if earlier is not None:  # it was taken over from this very process
-            earlier.log.lose_lease()
+        previous = self._runners.get(run.id)
+        if previous is not None:  # this process lost its own lease and took the run over again
+            previous.log.lose_lease()
         runner = Runner(log, source, lambda: self._inputs.make(chain, run, queued), limits, ended)
         self._runners[run.id] = runner
         if run.seq == 0:
@@ -101,65 +104,68 @@ class LiveRuns:
         runner.start()
 
     def _ended(self, run: Run, runner: Runner, key: str | None) -> None:
-        # Not before its end is stored: until then the lease has to be renewed.
+        # The lease must be renewed until the end is stored.
         runner.log.settled.wait()
         tokens = runner.tokens
         if tokens is None:
-            # Broken off before it was told: about a token an event, and one for four characters.
+            # Stopped before the model reported its usage. Estimate one token per event, and one per
+            # four characters of input.
             tokens = runner.log.committed + len(run.input) // 4
         try:
             if key is not None and runner.status != "done":
                 self._store.release_claim(key, run.id)
             self._spent(run.principal, tokens)
         except StoreError as error:
-            logger.error("store: %s: %d tokens are not counted", error, tokens)
+            logger.error("store: %s: %d tokens were not counted", error, tokens)
         if self._runners.get(run.id) is runner:
             del self._runners[run.id]
         self.journal.release(runner.log)
 
     def _purged(self, runs: list[PurgedRun]) -> None:
-        """Have chains forget conversations of which no run of theirs is kept any longer."""
+        """Let chains delete their state of conversations in which they have no runs left."""
         for run in set(runs):
             try:
-                left = self._store.runs(run.principal, run.conversation)
+                remaining = self._store.runs(run.principal, run.conversation)
             except StoreError as error:
-                logger.error("store: %s: a chain's state is not removed", error)
+                logger.error("store: %s: the state of a chain was not removed", error)
                 continue
-            if all(one.chain != run.chain for one in left):
+            if all(other.chain != run.chain for other in remaining):
                 self.forget(run)
 
     def forget(self, run: Run | PurgedRun) -> None:
-        """Have the run's chain remove what it knows of the run's conversation."""
+        """Let the run's chain delete its state of the run's conversation."""
         chain = self._chains.get(run.chain)
         if chain is not None:
             try:
                 chain.source.forget(thread_of(chain, run))
-            except Exception as error:  # whatever a checkpointer raises: the runs are gone already
-                logger.error("chain %s: a state is not removed: %s", run.chain, error)
+            except Exception as error:  # a checkpointer may raise anything
+                logger.error(
+                    "chain %s: the state of a conversation was not removed: %s", run.chain, error
+                )
 
     def runner(self, run: str) -> Runner | None:
-        """Who works on the run, if it is somebody here."""
+        """Return the runner of a run, or None if this process is not working on it."""
         return self._runners.get(run)
 
     def cancel(self, run: str) -> None:
-        """Somebody, here or elsewhere, asks for the run to be stopped."""
+        """Stop a run if this process is working on it. It does not wait for the end."""
         runner = self._runners.get(run)
         if runner is not None:
             runner.stop(StopReason.CANCELLED)
 
     def drain(self, grace: float) -> None:
-        """Take no new runs, send the readers away, and end what is live after `grace` seconds."""
+        """Refuse new runs, disconnect readers, and stop runs still live after `grace` seconds."""
         self.draining = True
         self.journal.wake()
-        until = time.monotonic() + grace
-        while self._runners and time.monotonic() < until:
+        deadline = time.monotonic() + grace
+        while self._runners and time.monotonic() < deadline:
             time.sleep(0.05)
         runners = list(self._runners.values())
         for runner in runners:
             runner.stop(StopReason.LOST)
-        until = time.monotonic() + _STOPPING
+        deadline = time.monotonic() + _STOP_TIMEOUT
         for runner in runners:
-            runner.wait(max(0.0, until - time.monotonic()))
+            runner.wait(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """End every run and every thread."""

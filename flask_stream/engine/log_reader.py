@@ -1,4 +1,4 @@
-"""The reading end of logs: what this process knows of a run, and each viewer's place in it."""
+"""The reading end of logs: the newest events of a run, and each viewer's position in them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 from ..events import Event, encode
 from ..stores.base import Store
 
-#: Events that a tail keeps in memory at least, if there are as many, and half of what it keeps at
-#: most: enough for a viewer with a short interruption. The rest is in the store.
+#: How many of the newest events a tail keeps in memory, at least; it keeps at most twice as many.
+#: They are enough for a viewer that was briefly disconnected. The rest is in the store.
 KEPT = 1024
-#: Events read from the store at a time, and written to one viewer at a time.
+#: Events that are read from the store at a time.
 PAGE = 1024
 
-#: The end of a log that was removed: nobody will write one any more.
+#: The end that readers of a removed log get.
 REMOVED = Event(0, "end", encode({"status": "cancelled", "finish_reason": None, "error": None}))
 
 
 class ReadBatch:
-    """Consecutive events, made once for all readers at the same place.
+    """Consecutive events, shared by all readers at the same position.
 
-    `frames` keeps what dialects made of these events, so that two thousand viewers of one run
-    cost one rendering.
+    `frames` caches the events as each dialect renders them. Two thousand viewers of one run cost
+    one rendering.
     """
 
     __slots__ = ("after", "ended", "events", "frames")
@@ -41,63 +41,73 @@ class ReadBatch:
 
 
 class LogTail:
-    """The newest events of one run's log, as far as they are stored.
+    """The newest stored events of one run's log.
 
-    `start` is the seq before the oldest event kept, `last` that of the newest.
+    `start` is the seq before the oldest event in memory, `last` that of the newest. `written_here`
+    is whether this process writes the log.
     """
 
-    __slots__ = ("_lock", "_readers", "_shared", "events", "failure", "last", "owned", "start")
+    __slots__ = (
+        "_batch",
+        "_lock",
+        "_readers",
+        "events",
+        "failure",
+        "last",
+        "start",
+        "written_here",
+    )
 
-    def __init__(self, start: int, owned: bool) -> None:
+    def __init__(self, start: int, written_here: bool) -> None:
         self.start = self.last = start
-        self.owned = owned
+        self.written_here = written_here
         self.events: list[Event] = []
-        # An `end` that could not be stored: shown to those who are here, and to nobody later.
+        # An `end` that is not in the log. Only the current readers get it.
         self.failure: Event | None = None
         self._readers: dict[LogReader, None] = {}
-        self._shared: ReadBatch | None = None
+        self._batch: ReadBatch | None = None
         self._lock = threading.Lock()
 
     def extend(self, events: Sequence[Event]) -> None:
-        """Take events that are stored, leaving out those already here, and wake the readers."""
+        """Add stored events, except those that are already here, and wake the readers."""
         with self._lock:
             new = events
             if events and events[0].seq <= self.last:
                 new = [event for event in events if event.seq > self.last]
             if not new:
                 return
-            # A run that was taken over from a dead worker may be further than is known here: the
-            # tail begins anew, and the store has what is between.
+            # After a run was taken over from a dead worker there may be a gap. Then the tail starts
+            # again from the new events, and the events before them are in the store.
             follows = bool(self.events) and new[0].seq == self.last + 1
             if follows and len(self.events) + len(new) <= 2 * KEPT:
-                # In place: copying all of them for each token would cost more than all the rest.
+                # In place: copying the list for every token would dominate the cost.
                 self.events.extend(new)
             else:
                 kept = [*self.events, *new][-KEPT:] if follows else list(new[-KEPT:])
-                # The start goes first: a reader on another thread that is now behind it turns to
-                # the store. That reader may be slicing the list, whose first events must stay.
+                # Set `start` first, so that a reader in another thread that is now behind it reads
+                # the store. Make a new list, since that reader may be slicing the old one.
                 self.start = kept[0].seq - 1
                 self.events = kept
             self.last = new[-1].seq
         self.wake()
 
     def fail(self, end: Event) -> None:
-        """End the run for those who read it here, without an entry in the log."""
+        """Give the current readers an `end` that is not in the log."""
         self.failure = end
         self.wake()
 
     def since(self, after: int) -> ReadBatch | None:
-        """All events after a seq that is not before `start`; None if there are none."""
-        shared, events = self._shared, self.events
+        """Return all events after a seq, or None. The seq must not be before `start`."""
+        batch, events = self._batch, self.events
         if not events or events[-1].seq <= after:
             return None
-        if shared is None or shared.after != after or shared.last != events[-1].seq:
-            # Counted from the first: others may be added at the end meanwhile.
+        if batch is None or batch.after != after or batch.last != events[-1].seq:
+            # An index from the start, because events may be added at the end meanwhile.
             index = after + 1 - events[0].seq
             if index < 0:
-                return None  # it began anew just now: the reader has been woken, and looks again
-            shared = self._shared = ReadBatch(after, events[index:])
-        return shared
+                return None  # the tail has just started again, which wakes the reader once more
+            batch = self._batch = ReadBatch(after, events[index:])
+        return batch
 
     def wake(self) -> None:
         for reader in list(self._readers):
@@ -105,7 +115,7 @@ class LogTail:
 
     @property
     def readers(self) -> int:
-        """How many viewers read here."""
+        """The number of readers."""
         return len(self._readers)
 
     def add(self, reader: LogReader) -> None:
@@ -116,12 +126,12 @@ class LogTail:
 
 
 class LogReader:
-    """One viewer's read of one run: take what there is, then wait until woken.
+    """One viewer's position in one run's log: take new events, then wait until woken.
 
-    `after` is the reader's place: the seq of the last event it took.
+    `after` is the position: the seq of the last event that was taken.
     """
 
-    __slots__ = ("_close", "_store", "_wake", "after", "run", "tail")
+    __slots__ = ("_close", "_signal", "_store", "after", "run", "tail")
 
     def __init__(
         self, store: Store, run: str, tail: LogTail, after: int, close: Callable[[LogReader], None]
@@ -131,39 +141,39 @@ class LogReader:
         self._store = store
         self.tail = tail
         self._close = close
-        # A semaphore that counts to one: released by whoever has something to tell.
-        self._wake = threading.Lock()
-        self._wake.acquire()
+        # Used as a binary semaphore: `wake` releases it, `wait` acquires it.
+        self._signal = threading.Lock()
+        self._signal.acquire()
 
     def take(self) -> ReadBatch | None:
-        """What is stored after this place, and move past it; None if that is nothing.
+        """Return the events after the position and move past them, or return None.
 
         Raises StoreError.
         """
         tail = self.tail
         if self.after < tail.start:
             events = self._store.read(self.run, self.after, PAGE)
-            shared = ReadBatch(self.after, events) if events else None
-            if shared is None and tail.failure is None:
-                tail.failure = REMOVED  # there was more of it: its conversation is no longer kept
+            batch = ReadBatch(self.after, events) if events else None
+            if batch is None and tail.failure is None:
+                tail.failure = REMOVED  # the events have disappeared with their conversation
         else:
-            shared = tail.since(self.after)
-        if shared is None:
+            batch = tail.since(self.after)
+        if batch is None:
             if tail.failure is None:
                 return None
             return ReadBatch(self.after, [tail.failure])
-        self.after = shared.last
-        return shared
+        self.after = batch.last
+        return batch
 
     def wait(self, timeout: float = -1) -> None:
-        """Sleep until there is news, or somebody calls `wake`, or `timeout` seconds are over."""
-        self._wake.acquire(timeout=timeout)
+        """Sleep until `wake` is called, which new events do, or `timeout` seconds have passed."""
+        self._signal.acquire(timeout=timeout)
 
     def wake(self) -> None:
-        if self._wake.locked():
-            with suppress(RuntimeError):  # another thread was quicker
-                self._wake.release()
+        if self._signal.locked():
+            with suppress(RuntimeError):  # another thread has just released it
+                self._signal.release()
 
     def close(self) -> None:
-        """Be woken no more. A closed reader may be closed again."""
+        """Stop following the log. It may be called again."""
         self._close(self)

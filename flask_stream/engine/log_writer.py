@@ -1,4 +1,4 @@
-"""The writing end of logs: the events of one run, on their way to the store."""
+"""The writing end of logs: collects the events of one run for the store."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..stores.base import RUNNING, Batch, Run
 from .answer import AnswerFold
 from .log_reader import LogTail
 
-#: The largest number of events that wait for the store before their run has to wait, too.
+#: The most events that may wait for the store before their run must wait, too.
 PENDING = 8192
 
-# Per token, this is twice as fast as calling the class.
+# Twice as fast as calling the class, and used for every token.
 _new = tuple.__new__
 
 
@@ -29,21 +29,21 @@ class WriteFailure(Enum):
 class LogWriter:
     """The writing end of one run's log. Any of the run's threads may append to it and close it.
 
-    `committed` is the seq up to which the log is stored. `settled` is set when the `end` is stored,
-    or was shown because it cannot be stored. `failed_commits` counts how often the journal gave up
-    storing a batch.
+    `committed` is the seq of the last stored event. `settled` is set when the `end` is stored, or
+    when readers got an `end` that cannot be stored. `failed_commits` counts how often the journal
+    gave up storing a batch.
     """
 
     __slots__ = (
         "_answer",
         "_batch",
         "_commit",
+        "_created",
         "_done",
         "_end",
         "_first_chunk",
         "_lock",
         "_on_failure",
-        "_origin",
         "_pending",
         "_queued",
         "_start_recorded",
@@ -75,16 +75,16 @@ class LogWriter:
         self.settled = threading.Event()
         self._commit = commit
         self._on_failure = on_failure
-        # Pending events have no seq yet: they get one when they are taken to the store. So
-        # `append`, which runs once per token, needs no lock: lists are safe by themselves.
+        # Pending events get their seq in `batch`. So `append`, which runs once per token, needs no
+        # lock: adding to a list is atomic.
         self._pending: list[NewEvent] = []
         self._times: list[float] = []
-        # When the run was created, on the monotonic clock. Workers' clocks may differ a little.
-        self._origin = time.monotonic() - max(0.0, time.time() - run.created)
+        # The monotonic time at which the run was created. Workers' clocks may differ a little.
+        self._created = time.monotonic() - max(0.0, time.time() - run.created)
         self._started: int | None = None
         self._start_recorded = run.started is not None
         self._first_chunk = run.first_chunk is not None
-        # What another worker has written is not known here.
+        # This process does not know the events that another worker has written.
         self._answer = AnswerFold(complete=run.seq == 0)
         self._queued = False
         self._batch: Batch | None = None
@@ -93,25 +93,25 @@ class LogWriter:
         self._lock = threading.Lock()
 
     def append(self, event: NewEvent, now: float) -> None:
-        """Add an event of the moment `now`, on the monotonic clock.
+        """Add an event that was produced at the monotonic time `now`.
 
-        Readers see it as soon as it is stored. Nothing is added after `close`.
+        Readers see it when it is stored. After `close`, it is dropped.
         """
         if self._end is None:
             self._pending.append(event)
-            self._times.append(now)  # last: only events with a time are taken to the store
+            self._times.append(now)  # last, since `batch` takes only events that have a time
             if not self._queued:
                 self._queued = True
                 self._commit(self)
 
     def mark_started(self, now: float) -> None:
-        """Record that the chain was called, if it is the first time; stored with the next event."""
+        """Record the first call of the chain. It is stored with the next event."""
         if not self._start_recorded:
             self._start_recorded = True
             self._started = self._ms(now)
 
     def close(self, status: str, data: str) -> bool:
-        """Add the `end`, once; return whether this call has added it."""
+        """Add the `end` unless there is one; return whether this call added it."""
         with self._lock:
             if self._end is not None:
                 return False
@@ -122,37 +122,37 @@ class LogWriter:
         return True
 
     def show_end(self, data: str) -> None:
-        """Show the readers in this process an `end` that cannot be stored, so it has no seq."""
+        """Give the readers in this process an `end` without a seq, because it cannot be stored."""
         self.tail.fail(Event(0, "end", data, self._ms(time.monotonic())))
         self.settled.set()
 
     @property
     def closed(self) -> bool:
-        """Whether the `end` was added, or the lease lost."""
+        """Whether the `end` was added, or the lease was lost."""
         return self._end is not None
 
     @property
     def full(self) -> bool:
-        """Whether so many events wait for the store that the run should wait, too."""
+        """Whether so many events wait for the store that the run must wait, too."""
         return len(self._pending) > PENDING
 
     def batch(self) -> Batch | None:
-        """Return what is to be stored next, or None.
+        """Return the next batch to store, or None.
 
-        It is the same batch until `stored` is called: a try that failed may have been stored all
-        the same, and then only the same batch does no harm.
+        It is the same batch until `stored` is called. An attempt that failed may have been stored
+        nevertheless, and repeating the same batch is safe.
         """
         if self._batch is not None:
             return self._batch
-        # Cleared before the look, so that whatever comes after the look queues again.
+        # Before reading the list, so that events added after that queue the writer again.
         self._queued = False
         end = self._end
         count = len(self._times)
         pending, times = self._pending[:count], self._times[:count]
         del self._pending[:count], self._times[:count]
-        origin, first = self._origin, self.committed + 1
+        created, first = self._created, self.committed + 1
         events = [
-            _new(Event, (seq, type, data, int((now - origin) * 1000)))
+            _new(Event, (seq, type, data, int((now - created) * 1000)))
             for seq, ((type, data), now) in enumerate(zip(pending, times, strict=False), first)
         ]
         self._answer.add(events)
@@ -176,28 +176,28 @@ class LogWriter:
         return None
 
     def _ms(self, now: float) -> int:
-        return int((now - self._origin) * 1000)
+        return int((now - self._created) * 1000)
 
     def stored(self, batch: Batch) -> None:
-        """Show the readers a batch that is stored."""
+        """Show readers a batch that was stored."""
         self._batch = None
         self.committed = batch.events[-1].seq
         self.tail.extend(batch.events)
         if batch.status is not None:
-            # A chain on a plain thread that was abandoned may still add events: they are dropped.
+            # An abandoned chain on a plain thread may still add events. They are dropped.
             self._done = True
             self.settled.set()
         elif self._pending or self._end is not None:
             self._commit(self)
 
     def fail(self) -> None:
-        """The store does not answer: end the run. Its events still wait to be stored."""
+        """End the run because the store does not answer. Its events still wait to be stored."""
         if self.failure is None:
             self.failure = WriteFailure.UNREACHABLE
             self._on_failure(WriteFailure.UNREACHABLE)
 
     def lose_lease(self) -> None:
-        """Another worker holds the run, or it is gone: write nothing more."""
+        """Write no more, because another worker holds the run or the run was removed."""
         first = self.failure is not WriteFailure.LOST
         self.failure = WriteFailure.LOST
         with self._lock:

@@ -1,8 +1,7 @@
-"""The keeper: looks after runs independently of what they say.
+"""Background maintenance of runs.
 
-It renews the leases of this process's runs, so that a model that thinks for minutes is not
-taken for dead; takes over the runs of workers that are gone; stops runs that are over their
-time limits; and removes runs that are over their age.
+It renews the leases of this process's runs, takes over the runs of workers that have died, stops
+runs that exceed a time limit, and removes runs that are older than the retention period.
 """
 
 from __future__ import annotations
@@ -22,38 +21,43 @@ from .runner import RunLimits, Runner, StopReason
 
 logger = logging.getLogger(__name__)
 
-#: Runs taken over, or removed for their age, in one look.
-SWEEP = 100
-#: Seconds between two looks at the time limits.
-LOOK = 0.2
+#: The most runs that are taken over, or removed because of their age, at a time.
+BATCH_SIZE = 100
+#: Seconds between two checks of the time limits.
+LIMIT_CHECK_INTERVAL = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class RunTimes:
-    """Seconds: a run's limits; how soon a dead worker's runs end; how long logs are kept."""
+    """The times of runs, in seconds.
+
+    `limits` are the time limits of a run. The runs of a worker that dies are taken over within
+    `takeover_time`. Runs are removed after `retention`.
+    """
 
     limits: RunLimits
-    lease: float
-    keep: float
+    takeover_time: float
+    retention: float
 
     @property
-    def hold(self) -> float:
-        """How long a lease is held without being renewed.
+    def lease_duration(self) -> float:
+        """How long a lease is valid without being renewed.
 
-        A part of what is promised, so that the look that finds it has run out is in time, too.
+        Shorter than `takeover_time`, to leave time for another worker to notice and take over.
         """
-        return self.lease * 0.6
+        return self.takeover_time * 0.6
 
     @property
-    def beat(self) -> float:
-        """How often leases are renewed, and those of others are looked at."""
-        return self.lease * 0.15
+    def renew_interval(self) -> float:
+        """The time between two renewals of leases, and two searches for expired ones."""
+        return self.takeover_time * 0.15
 
 
 class Maintenance:
-    """Looks after the runs in `live`.
+    """Maintains the runs in `runners`.
 
-    Calls `bury` with those that it has taken over, and `purged` with those that it has removed.
+    Calls `recover` with runs that it has taken over and their lease token, and `purged` with runs
+    that it has removed. While `draining` returns true, it takes over no runs.
     """
 
     def __init__(
@@ -61,79 +65,87 @@ class Maintenance:
         store: Store,
         journal: Journal,
         times: RunTimes,
-        live: dict[str, Runner],
-        bury: Callable[[list[Run], str], None],
+        runners: dict[str, Runner],
+        recover: Callable[[list[Run], str], None],
         purged: Callable[[list[PurgedRun]], None],
-        leaving: Callable[[], bool],
+        draining: Callable[[], bool],
     ) -> None:
-        self._leaving = leaving
         self._store = store
         self._journal = journal
         self._times = times
-        self._live = live
-        self._bury = bury
+        self._runners = runners
+        self._recover = recover
         self._purged = purged
+        self._draining = draining
         self._lock = threading.Lock()
         self._loops: list[Periodic] = []
 
     def start(self) -> None:
-        """Begin, once. Not before a run is looked at, so after any fork."""
+        """Start the background threads, once. Call it after any fork."""
         if self._loops:
             return
         with self._lock:
             if not self._loops:
                 self._loops = [
-                    Periodic(LOOK, self._watch_limits, "limits"),
-                    Periodic(self._times.beat, self._tend, "leases"),
+                    Periodic(LIMIT_CHECK_INTERVAL, self._check_limits, "limits"),
+                    Periodic(self._times.renew_interval, self._maintain, "leases"),
                 ]
 
     def stop(self) -> None:
         for loop in self._loops:
             loop.stop()
 
-    def _watch_limits(self) -> None:
+    def _check_limits(self) -> None:
         now = time.monotonic()
-        for runner in list(self._live.values()):
+        for runner in list(self._runners.values()):
             if runner.overdue(now):
-                logger.warning("run %s: over its time limit", runner.log.run)
+                logger.warning("run %s: time limit exceeded", runner.log.run)
                 runner.stop(StopReason.TIMEOUT)
 
-    def _tend(self) -> None:
-        # In this order: what could not be stored is still ours when the store is there again.
-        for what in (self._renew, self._journal.retry, self._adopt, self._purge):
+    def _maintain(self) -> None:
+        # Renew first: when the store is back, this process still holds the runs with unwritten
+        # events.
+        for step, description in (
+            (self._renew, "renewing leases"),
+            (self._journal.retry, "writing pending events"),
+            (self._take_over, "taking over runs"),
+            (self._purge, "removing old runs"),
+        ):
             try:
-                what()
+                step()
             except StoreError as error:
-                logger.warning("store: %s: %s has to wait", error, what.__name__.strip("_"))
+                logger.warning("store: %s: %s failed, trying again later", error, description)
                 return
 
     def _purge(self) -> None:
-        gone = self._store.purge(self._times.keep, SWEEP)
-        if gone:
-            # Not here: no lease is renewed meanwhile.
-            threading.Thread(target=self._purged, args=(gone,), name="purge", daemon=True).start()
+        removed = self._store.purge(self._times.retention, BATCH_SIZE)
+        if removed:
+            # On a thread, because this one has leases to renew.
+            threading.Thread(
+                target=self._purged, args=(removed,), name="purge", daemon=True
+            ).start()
 
-    def _adopt(self) -> None:
-        if self._leaving():
+    def _take_over(self) -> None:
+        if self._draining():
             return
         lease_token = new_id()
-        lost = self._store.take_over(lease_token, self._times.hold, SWEEP)
-        for run in lost:
-            logger.warning("run %s: its worker is gone", run.id)
-        if lost:
-            self._bury(lost, lease_token)
+        taken = self._store.take_over(lease_token, self._times.lease_duration, BATCH_SIZE)
+        for run in taken:
+            logger.warning("run %s: its worker has died", run.id)
+        if taken:
+            self._recover(taken, lease_token)
 
     def _renew(self) -> None:
         tokens = {log.run: log.lease_token for log in self._journal.unwritten()}
-        tokens |= {id: runner.log.lease_token for id, runner in dict(self._live).items()}
+        tokens |= {id: runner.log.lease_token for id, runner in dict(self._runners).items()}
         if not tokens:
             return
-        for id, held in self._store.renew(tokens, self._times.hold).items():
-            runner = self._live.get(id)
+        for id, state in self._store.renew(tokens, self._times.lease_duration).items():
+            runner = self._runners.get(id)
             if runner is None:  # it has ended
                 continue
-            if held is LeaseState.CANCEL:
+            if state is LeaseState.CANCEL:
                 runner.stop(StopReason.CANCELLED)
-            elif held is LeaseState.LOST and not runner.log.closed:
-                logger.warning("run %s: no longer ours", id)
+            elif state is LeaseState.LOST and not runner.log.closed:
+                logger.warning("run %s: this worker has lost the lease", id)
                 runner.log.lose_lease()

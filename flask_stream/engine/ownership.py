@@ -1,7 +1,7 @@
-"""Whose a run is: the one rule that every transport goes by.
+"""Who owns a run: the rule that every transport follows.
 
-A run belongs to its principal, and for anybody else there is no such run. A run that nobody in
-particular has started belongs to whoever has its unguessable id.
+A run belongs to its principal. For other principals it does not exist. A run of an anonymous
+principal can be read and cancelled by everybody who knows its id, which cannot be guessed.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 from ..errors import NotFound
 from ..stores.base import Run
 
-#: What the principal of nobody in particular begins with.
-ANONYMOUS = "anyone:"
+#: The prefix of anonymous principals: callers who are not signed in.
+ANONYMOUS_PREFIX = "anyone:"
 
 
 def is_anonymous(principal: str) -> bool:
-    """Whether that is nobody in particular."""
-    return not principal or principal.startswith(ANONYMOUS)
+    """Return whether a principal is anonymous."""
+    return not principal or principal.startswith(ANONYMOUS_PREFIX)
 
 
-def may_access(who: str, owner: str) -> bool:
-    """Whether `who` may read and cancel what `owner` has started."""
-    return is_anonymous(owner) or who == owner
+def may_access(principal: str, owner: str) -> bool:
+    """Return whether `principal` may read and cancel the runs of `owner`."""
+    return is_anonymous(owner) or principal == owner
 
 
-def require_access(who: str, run: Run) -> Run:
-    """The run. Raises NotFound, as for a run that does not exist, when it is somebody else's."""
-    if not may_access(who, run.principal):
+def require_access(principal: str, run: Run) -> Run:
+    """Return the run. Raises NotFound, as for an unknown id, if `principal` may not access it."""
+    if not may_access(principal, run.principal):
         raise NotFound("There is no such run.", field="run")
     return run

@@ -1,4 +1,4 @@
-"""Runs whose worker is gone: restarted where their chain allows it, ended where it does not."""
+"""Recovering runs whose worker has died: restart them, or end them as failed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class StartRun(Protocol):
-    """Starts a runner on a run that this process holds."""
+    """Starts a runner for a run whose lease this process holds."""
 
     def __call__(
         self, chain: Chain, run: Run, lease_token: str, source: Source, *, queued: bool
@@ -28,7 +28,7 @@ class StartRun(Protocol):
 
 
 class Recovery:
-    """Takes care of runs that this process has taken over from workers that are gone."""
+    """Restarts or ends runs that this process has taken over from dead workers."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Recovery:
         self._draining = draining
 
     def recover(self, runs: list[Run], lease_token: str) -> None:
-        """Restart each run whose chain has attempts left; end the others as `worker_lost`."""
+        """Restart each run whose chain has attempts left. End the others as `worker_lost`."""
         ended = []
         for run in runs:
             chain = self._chains.get(run.chain)
@@ -58,14 +58,14 @@ class Recovery:
                 log.append(start_event(run), time.monotonic())
             log.close("failed", end_data("failed", ErrorCode.WORKER_LOST))
             ended.append(log)
-        # On a thread: the caller renews leases, and must not wait for these ends meanwhile.
+        # On a thread, because the caller has leases to renew and must not wait for these ends.
         if ended:
             threading.Thread(
                 target=self._release, args=(ended,), name="recovery", daemon=True
             ).start()
 
     def _release(self, logs: list[LogWriter]) -> None:
-        until = time.monotonic() + self._end_timeout
+        deadline = time.monotonic() + self._end_timeout
         for log in logs:
-            log.settled.wait(max(0.0, until - time.monotonic()))
+            log.settled.wait(max(0.0, deadline - time.monotonic()))
             self._journal.release(log)

@@ -1,4 +1,4 @@
-"""What a chain is asked with: the run's input, once the runs before it have ended."""
+"""Making the input of a chain for a run, when the runs before it have ended."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .ownership import is_anonymous
 
 
 class RunInputs:
-    """Makes the inputs of one service's runs."""
+    """Makes the inputs of runs."""
 
     def __init__(self, store: Store, journal: Journal) -> None:
         self._store = store
         self._journal = journal
 
     def make(self, chain: Chain, run: Run, queued: bool) -> Input:
-        """Return the chain's input for a run.
+        """Wait for earlier runs to end, and return the chain's input for a run.
 
-        Waits for the end of the parent, and if the run is `queued`, of all live runs of its
-        conversation that were started before it. Raises StoreError.
+        It waits for the parent, and if the run is `queued`, for all live runs of the conversation
+        that were created before it. Raises StoreError.
         """
-        while queued and (before := self._live_before(run)) is not None:
-            self._wait_for_end(before)
+        while queued and (earlier := self._earlier_live_run(run)) is not None:
+            self._wait_for_end(earlier)
         limit = chain.source.turns
         branch = self._store.branch(run.parent, limit) if run.parent else []
         if branch and branch[0].live:
@@ -39,7 +39,7 @@ class RunInputs:
         resume: Any = resume_value(value)
         if resume is None and parent is not None and parent.status != "interrupted":
             resume = CONTINUE
-        history, before_runs = past(self._store, branch, limit)
+        history, earlier_runs = past(self._store, branch, limit)
         budget = chain.history_tokens
         return Input(
             value,
@@ -48,14 +48,16 @@ class RunInputs:
             parent=run.parent,
             thread=thread_of(chain, run),
             resume=resume,
-            before=before_runs,
+            before=earlier_runs,
             history_tokens=HISTORY_TOKENS if budget is None else budget,
         )
 
-    def _live_before(self, run: Run) -> Run | None:
+    def _earlier_live_run(self, run: Run) -> Run | None:
         runs = self._store.runs(run.principal, run.conversation)
         order = (run.created, run.id)
-        return next((one for one in runs if one.live and (one.created, one.id) < order), None)
+        return next(
+            (other for other in runs if other.live and (other.created, other.id) < order), None
+        )
 
     def _wait_for_end(self, run: Run) -> None:
         reader = self._journal.read(run, run.seq)
@@ -68,9 +70,9 @@ class RunInputs:
 
 
 def thread_of(chain: Chain, run: Run | PurgedRun) -> str:
-    """Return the id under which a graph keeps this conversation's state.
+    """Return the id under which a graph saves the state of a conversation.
 
-    It is a hash of chain, principal and conversation, so no two principals share one.
+    It is a hash of the chain, the principal and the conversation, so principals never share one.
     """
     principal = "" if is_anonymous(run.principal) else run.principal
     key = json.dumps([chain.name, principal, run.conversation])

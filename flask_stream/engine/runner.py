@@ -1,8 +1,8 @@
-"""The runner: one run, from its first event to its last, in a task of its own.
+"""The runner: works on one run, from the call of its chain to its `end`, in a task of its own.
 
-It pumps what the source says into the run's log. It ends because the chain has ended or
-failed, or because somebody stops it: a person, a time limit, the store, the end of the worker.
-However it ends, the log gets one `end`.
+It adds the source's events to the run's log. A run ends because its chain ends or fails, or because
+it is stopped: by a user, a time limit, a store that does not answer, or the worker's shutdown. In
+every case the log gets exactly one `end`.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from .log_writer import LogWriter, WriteFailure
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that whoever stops a run waits for it to have ended.
+#: Seconds to wait for a run to end after it was stopped.
 STOP_WAIT = 10.0
-#: A chain that never blocks would never let another run: it gives way after so many seconds,
-#: sooner at its beginning, so that the first words of many runs do not wait for each other.
+#: Seconds after which a run lets others run, since a chain that never blocks would not do so. The
+#: first slice of a run is shorter, so that the first tokens of many runs come soon.
 FIRST_SLICE, SLICE = 0.0005, 0.005
-#: How long a chain that cannot be interrupted (on a plain thread) may take to notice a Stop.
-NOTICE = 1.0
+#: Seconds that a chain on a plain thread, which cannot be interrupted, has to notice a stop.
+NOTICE_TIME = 1.0
 
 
 class StopReason(Enum):
-    """Why a run is stopped: the status and code of its `end`."""
+    """Why a run was stopped: the status and the error code of its `end`."""
 
     CANCELLED = "cancelled", None
     TIMEOUT = "failed", ErrorCode.TIMEOUT
     STORE = "failed", ErrorCode.STORE_ERROR
-    LOST = "failed", ErrorCode.WORKER_LOST  # this worker goes, or another has taken the run over
+    LOST = "failed", ErrorCode.WORKER_LOST  # this worker shuts down, or another took the run over
 
     def __init__(self, status: str, code: ErrorCode | None) -> None:
         self.status = status
@@ -53,7 +53,7 @@ class StopReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RunLimits:
-    """Seconds that a run may take: to its first event, between two events, in all."""
+    """The time limits of a run in seconds: to its first event, between two events, in total."""
 
     first: float
     silence: float
@@ -61,10 +61,10 @@ class RunLimits:
 
 
 class Runner:
-    """Pumps one run. `done` is called when the run has ended, in the run's own task.
+    """Works on one run. `on_end` is called in the run's own task when the run has ended.
 
-    `prepare` makes the chain's input, and may take its time: the limits do not count yet.
-    `status` is how the run has ended, None before.
+    `prepare` returns the chain's input. It may wait, as the time limits begin after it. `status` is
+    the status with which the run ended, or None.
     """
 
     def __init__(
@@ -73,187 +73,186 @@ class Runner:
         source: Source,
         prepare: Callable[[], Input],
         limits: RunLimits,
-        done: Callable[[Runner], None],
+        on_end: Callable[[Runner], None],
     ) -> None:
         self.log = log
         self.status: str | None = None
         self._source = source
         self._prepare = prepare
         self._limits = limits
-        self._done = done
-        self._began = time.monotonic()
-        self._asked: float | None = None
-        self._heard: float | None = None
-        self._stop: StopReason | None = None
-        self._pumping = True
-        self._used = 0
-        self._rest_at = 0.0
-        self._asks = False
+        self._on_end = on_end
+        self._started_at = time.monotonic()
+        self._called_at: float | None = None
+        self._last_event_at: float | None = None
+        self._stop_reason: StopReason | None = None
+        self._active = True
+        self._tokens = 0
+        self._next_yield = 0.0
+        self._interrupted = False
         self._finish_reason: FinishReason | None = None
-        self._told = False
+        self._on_end_called = False
         self._lock = threading.Lock()
         self._task: tasks.Task | None = None
 
     def start(self) -> None:
-        """Ask the chain."""
-        with self._lock:  # a thread begins before its starter knows it: a Stop has to wait for that
+        """Start the task that calls the chain."""
+        with self._lock:  # the task may begin before `_task` is set, which `stop` needs
             self._task = tasks.start_task(self._main, name=f"run {self.log.run}")
 
-    # The run's own task
+    # In the run's own task
 
     def _main(self) -> None:
         try:
-            status, code = self._ask()
+            status, code = self._call_chain()
         except tasks.Interrupted:
-            status, code = self._stopped()
-        # A Stop that comes only now is too late: the chain has ended already.
+            status, code = self._stop_result()
+        # A stop at this point is too late, as the chain has ended.
         with tasks.shield():
             self._finish(status, code)
 
-    def _ask(self) -> tuple[str, ErrorCode | None]:
+    def _call_chain(self) -> tuple[str, ErrorCode | None]:
         try:
-            if self._stop is None:
+            if self._stop_reason is None:
                 input = self._prepare()
-                self._asked = self._began = time.monotonic()
-                self.log.mark_started(self._asked)
-                if self._stop is None:
+                self._called_at = self._started_at = time.monotonic()
+                self.log.mark_started(self._called_at)
+                if self._stop_reason is None:
                     self._pump(input)
         except tasks.Interrupted:
             raise
         except BaseException as error:
-            # A chain that wants to exit ends its run, and one that lets a cancellation out
-            # (asyncio's, gevent's Timeout) has failed: whatever it raises, the log gets its end.
-            if self._stop is not None:
-                return self._stopped()
+            # A chain may also raise SystemExit, asyncio's CancelledError or gevent's Timeout. That
+            # ends this run only, and its log gets an `end`.
+            if self._stop_reason is not None:
+                return self._stop_result()
             code = error_code(error)
             self._finish_reason = error_finish_reason(error)
             logger.exception("run %s: failed: %s", self.log.run, code)
             return "failed", code
         finally:
-            self._pumping = False
-        if self._stop is not None:
-            return self._stopped()
-        if self._asks:
-            self._finish_reason = None  # the answer is not over: a person is asked
+            self._active = False
+        if self._stop_reason is not None:
+            return self._stop_result()
+        if self._interrupted:
+            self._finish_reason = None  # the answer continues when the interrupt is answered
             return "interrupted", None
         return "done", None
 
-    def _note(self, type: str, data: str) -> None:
+    def _record(self, type: str, data: str) -> None:
         if type == "usage":
-            with self._lock:  # branches of a chain tell theirs from threads of their own
-                self._used += json.loads(data)["total_tokens"]
+            with self._lock:  # branches of a chain may run in several threads
+                self._tokens += json.loads(data)["total_tokens"]
         elif type == "interrupt":
-            self._asks = True
+            self._interrupted = True
 
     def _pump(self, input: Input) -> None:
         append, clock = self.log.append, time.monotonic
-        tasks.scope().tell = self._tell
+        tasks.scope().tell = self._append_now
         slice = FIRST_SLICE
-        give_way = clock() + slice
-        with closing(self._read(input)) as said:
-            for what in said:
-                self._heard = now = clock()
-                append(what, now)
-                if what[0] != "chunk":
-                    self._note(*what)
-                if self._stop is not None:
+        next_yield = clock() + slice
+        with closing(self._events(input)) as events:
+            for event in events:
+                self._last_event_at = now = clock()
+                append(event, now)
+                if event[0] != "chunk":
+                    self._record(*event)
+                if self._stop_reason is not None:
                     tasks.scope().notice()
                     return
-                if now > give_way:
-                    self._rest()
+                if now > next_yield:
+                    self._yield_control()
                     slice = min(slice * 2, SLICE)
-                    give_way = clock() + slice
+                    next_yield = clock() + slice
 
-    def _read(self, input: Input) -> Generator[NewEvent, None, None]:
+    def _events(self, input: Input) -> Generator[NewEvent, None, None]:
         self._finish_reason = yield from self._source.stream(input)
 
-    def _tell(self, what: NewEvent) -> None:
-        """Say at once what the chain tells beside what it yields, from whichever of its threads."""
-        if not self._pumping:
+    def _append_now(self, event: NewEvent) -> None:
+        """Add an event that the chain does not yield. Any of its threads may call this."""
+        if not self._active:
             return
-        self._heard = now = time.monotonic()
-        self.log.append(what, now)
-        self._note(*what)
-        if now > self._rest_at:
-            self._rest()
-            self._rest_at = time.monotonic() + SLICE
+        self._last_event_at = now = time.monotonic()
+        self.log.append(event, now)
+        self._record(*event)
+        if now > self._next_yield:
+            self._yield_control()
+            self._next_yield = time.monotonic() + SLICE
 
-    def _rest(self) -> None:
+    def _yield_control(self) -> None:
         yield_control()
-        while self.log.full and self._stop is None:
+        while self.log.full and self._stop_reason is None:
             time.sleep(SLICE)
 
-    def _stopped(self) -> tuple[str, ErrorCode | None]:
-        self._pumping = False
+    def _stop_result(self) -> tuple[str, ErrorCode | None]:
+        self._active = False
         self._finish_reason = None
-        why = self._stop or StopReason.LOST
-        return why.status, why.code
+        reason = self._stop_reason or StopReason.LOST
+        return reason.status, reason.code
 
     def _finish(self, status: str, code: ErrorCode | None) -> None:
         if self.log.close(status, end_data(status, code, self._finish_reason)):
             self.status = status
-            took = time.monotonic() - self._began
-            logger.info("run %s: %s%s after %.1f s", self.log.run, status, _because(code), took)
+            seconds = time.monotonic() - self._started_at
+            suffix = f" ({code})" if code else ""
+            logger.info("run %s: %s%s after %.1f s", self.log.run, status, suffix, seconds)
         with self._lock:
-            told, self._told = self._told, True
-        if not told:  # a chain that was given up comes here once more when it has found out
-            self._done(self)
+            called, self._on_end_called = self._on_end_called, True
+        if not called:  # an abandoned chain gets here a second time when it notices the stop
+            self._on_end(self)
 
-    # From outside
+    # From other threads
 
     @property
     def tokens(self) -> int | None:
-        """What the run has cost, as its models have told; None if none has come to tell."""
-        return self._used or (0 if self.status == "done" else None)
+        """The tokens that the models reported; None if the run was not done and reported none."""
+        return self._tokens or (0 if self.status == "done" else None)
 
-    def stop(self, why: StopReason) -> None:
-        """End the run, wherever its chain is. A run that has ended, or is ending, ends as it was.
-
-        Returns at once; `wait` tells when the run has ended.
-        """
+    def stop(self, reason: StopReason) -> None:
+        """Stop the run, unless its chain has already ended. Returns at once; see `wait`."""
         with self._lock:
-            if self._stop is not None or not self._pumping:
+            if self._stop_reason is not None or not self._active:
                 return
-            self._stop = why
+            self._stop_reason = reason
         if self._task is not None and not self._task.interrupt():
             threading.Thread(target=self._abandon, name="abandon", daemon=True).start()
 
     def _abandon(self) -> None:
-        """End the run without its chain, which is blocked and cannot be interrupted.
+        """End the run although its chain is blocked on a plain thread and cannot be interrupted.
 
-        On a plain thread (`flask run`) the chain is left to itself: it finds out at its next
-        word, and what it says then is not written.
+        The chain notices the stop when it yields its next event, which is dropped.
         """
         assert self._task is not None
-        if not self._task.join(NOTICE):
-            status, code = self._stopped()
+        if not self._task.join(NOTICE_TIME):
+            status, code = self._stop_result()
             self._finish(status, code)
 
     def wait(self, timeout: float) -> bool:
-        """Wait until the run's `end` is stored; whether it is."""
+        """Wait up to `timeout` seconds for the run to end; return whether it has."""
         return self.log.settled.wait(timeout)
 
     def overdue(self, now: float) -> bool:
-        """Whether the run has used up one of its limits, on the monotonic clock."""
+        """Whether the run exceeds a time limit at the monotonic time `now`."""
         limits = self._limits
-        if self._heard is None:
-            late = now - self._began > limits.first
+        if self._last_event_at is None:
+            late = now - self._started_at > limits.first
         else:
-            late = now - self._heard > limits.silence
+            late = now - self._last_event_at > limits.silence
         return (
-            self._pumping and self._asked is not None and (late or now - self._began > limits.total)
+            self._active
+            and self._called_at is not None
+            and (late or now - self._started_at > limits.total)
         )
 
     def on_write_failure(self, failure: WriteFailure) -> None:
         """Stop the run because its log can no longer be written."""
         self.stop(StopReason.STORE if failure is WriteFailure.UNREACHABLE else StopReason.LOST)
         if failure is WriteFailure.UNREACHABLE and self.log.closed:
-            # Its `end` was added already, and could not be stored.
+            # Its `end` was added before, and could not be stored.
             self.log.show_end(end_data(StopReason.STORE.status, StopReason.STORE.code))
 
 
 def start_event(run: Run) -> NewEvent:
-    """Return a run's first event."""
+    """Return the first event of a run."""
     data = {
         "run": run.id,
         "chain": run.chain,
@@ -265,12 +264,8 @@ def start_event(run: Run) -> NewEvent:
 
 
 def end_data(status: str, code: ErrorCode | None, finish_reason: FinishReason | None = None) -> str:
-    """The data of an `end` event."""
+    """Return the data of an `end` event."""
     error = None
     if code is not None:
         error = {"code": code, "message": code.sentence, "retryable": code.retryable}
     return encode({"status": status, "finish_reason": finish_reason, "error": error})
-
-
-def _because(code: ErrorCode | None) -> str:
-    return f" ({code})" if code else ""

@@ -1,6 +1,6 @@
-"""Runs: start one, read one, cancel one. What every transport calls, and all that it calls.
+"""Starting, reading and cancelling runs: the interface of the engine that transports use.
 
-This module knows contracts only: a store, sources, a journal. It does not know Flask.
+This module does not know Flask.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 class Runs:
-    """The runs of one service. `chains` may grow while it lives.
+    """The runs of one service. `chains` may grow later.
 
-    `spent` is told how many tokens a run has cost its principal; it may raise StoreError.
+    `spent` is called with a run's principal and the tokens that it used. It may raise StoreError.
     """
 
     def __init__(
@@ -36,89 +36,89 @@ class Runs:
         store: Store,
         chains: Mapping[str, Chain],
         times: RunTimes,
-        spent: Callable[[str, int], None] = lambda who, tokens: None,
+        spent: Callable[[str, int], None] = lambda principal, tokens: None,
     ) -> None:
         self.store = store
-        self._live = LiveRuns(store, chains, times, spent)
-        self._journal = self._live.journal
-        self.starts = Admission(store, chains, times, self._live, self.cancel_any)
-        self.conversations = Conversations(store, self.cancel_any, self._live.forget)
+        self._live_runs = LiveRuns(store, chains, times, spent)
+        self._journal = self._live_runs.journal
+        self.admission = Admission(store, chains, times, self._live_runs, self.cancel_any)
+        self.conversations = Conversations(store, self.cancel_any, self._live_runs.forget)
 
     @property
-    def live(self) -> int:
-        """How many runs this process works on."""
-        return len(self._live)
+    def live_run_count(self) -> int:
+        """How many runs this process is working on."""
+        return len(self._live_runs)
 
     @property
     def draining(self) -> bool:
-        """Whether this process is about to go, and takes no new runs."""
-        return self._live.draining
+        """Whether this process is shutting down and starts no more runs."""
+        return self._live_runs.draining
 
     # Reading
 
     def check_ready(self) -> None:
-        """Raise Unavailable where no run can be started now."""
+        """Raise Unavailable if this process cannot start a run now."""
         if self.draining:
             raise Unavailable("This worker is being replaced.", retry_after=1)
         with unavailable_on_store_error("not ready", "Answers cannot be stored right now."):
-            # A store that is full can still be read.
+            # A write, since a store that is full can still be read.
             self.store.claim("ready", "", 1.0)
 
-    def get(self, run: str, who: str = "") -> Run:
-        """Return a run that `who` may read.
+    def get(self, run: str, principal: str = "") -> Run:
+        """Return a run that `principal` may read.
 
-        Raises NotFound, or Gone when its log is no longer kept, or Unavailable.
+        Raises NotFound, Gone if the run was removed because of its age, or Unavailable.
         """
-        self._live.begin()
+        self._live_runs.begin()
         with unavailable_on_store_error(f"run {run} cannot be read"):
             found = self.store.get(run) if is_id(run) else None
             if found is None:
                 owner = self.store.expired_principal(run) if is_id(run) else None
-                if owner is not None and may_access(who, owner):
+                if owner is not None and may_access(principal, owner):
                     raise Gone("This answer is no longer kept.", field="run")
                 raise NotFound("There is no such run.", field="run")
-            return require_access(who, found)
+            return require_access(principal, found)
 
     def answer(self, run: Run) -> str | None:
-        """Return what a run has answered, or None while it is live. Raises Unavailable."""
+        """Return the text of a run's answer, or None while it is live. Raises Unavailable."""
         if run.live:
             return None
         with unavailable_on_store_error(f"run {run.id} cannot be read"):
             return answer_of(self.store, run)
 
-    def read(self, cursor: Cursor, who: str = "") -> LogReader | None:
-        """A reader of what comes after the cursor; None when the run is over and all was read.
+    def read(self, cursor: Cursor, principal: str = "") -> LogReader | None:
+        """Return a reader of the events after the cursor; None if the run has ended before it.
 
-        Raises what `get` raises, and BadRequest for a place where the log has not been yet.
+        Raises what `get` raises, and BadRequest for a cursor after the last event of the log.
         """
-        run = self.get(cursor.run, who)
+        run = self.get(cursor.run, principal)
         if cursor.seq >= run.seq and not run.live:
             return None
         if cursor.seq > run.seq:
-            raise BadRequest("The run has not come that far.", field="after")
+            raise BadRequest("The run has not produced that many events yet.", field="after")
         return self._journal.read(run, cursor.seq)
 
-    # Ending
+    # Cancelling
 
-    def cancel(self, run: str, timeout: float, who: str) -> Run:
-        """Stop a run for `who`, wait up to `timeout` seconds for its end, and return it.
+    def cancel(self, run: str, timeout: float, principal: str) -> Run:
+        """Stop a run for `principal`, wait up to `timeout` seconds for its end, and return it.
 
-        Raises what `get` raises, and Unavailable when the run has not ended by then.
+        Raises what `get` raises, and Unavailable if the run has not ended by then.
         """
-        found = self.get(run, who)
+        found = self.get(run, principal)
         if not found.live:
             return found
         self.cancel_any(found, timeout)
-        return self.get(run, who)
+        return self.get(run, principal)
 
     def cancel_any(self, run: Run, timeout: float) -> None:
-        """Stop a live run in the name of this service, whoever owns it. Raises Unavailable.
+        """Stop a live run, whoever owns it. Raises Unavailable.
 
-        For callers that have checked the principal's right, or that act for nobody.
+        The caller has checked the principal's rights, or acts for the service itself.
         """
         what, sentence = f"run {run.id} cannot be stopped", "The run cannot be stopped right now."
         with unavailable_on_store_error(what, sentence):
-            runner = self._live.runner(run.id)
+            runner = self._live_runs.runner(run.id)
             if runner is not None:
                 runner.stop(StopReason.CANCELLED)
                 ended = runner.wait(timeout)
@@ -128,11 +128,11 @@ class Runs:
             raise Unavailable("The run has not stopped yet.", field="run", retry_after=1)
 
     def _cancel_elsewhere(self, run: Run, timeout: float) -> bool:
-        until = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         reader = self._journal.read(run, run.seq)
         try:
             self.store.cancel(run.id)
-            while (left := until - time.monotonic()) > 0:
+            while (left := deadline - time.monotonic()) > 0:
                 events = reader.take()
                 if events is None:
                     reader.wait(left)
@@ -142,13 +142,13 @@ class Runs:
         finally:
             reader.close()
 
-    # The process's end
+    # Shutting down
 
     def drain(self, grace: float) -> None:
-        """Take no new runs, send the readers away, and end what is live after `grace` seconds."""
-        self._live.drain(grace)
+        """Refuse new runs, disconnect readers, and stop runs still live after `grace` seconds."""
+        self._live_runs.drain(grace)
 
     def close(self) -> None:
         """End every run and every thread, and close the store."""
-        self._live.close()
+        self._live_runs.close()
         self.store.close()

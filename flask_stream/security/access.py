@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from flask import Flask, Request, Response
 
 from ..config import Settings
-from ..engine.ownership import ANONYMOUS
+from ..engine.ownership import ANONYMOUS_PREFIX
 from ..errors import (
     BadRequest,
     Forbidden,
@@ -94,7 +94,7 @@ class Access:
             identity = site_identity(request, self.keys) or self._auth.identify(request)
             if identity is None:
                 fingerprint = self.keys.fingerprint(f"address {address}")
-                return Caller(f"{ANONYMOUS}{fingerprint}", address, identified=False)
+                return Caller(f"{ANONYMOUS_PREFIX}{fingerprint}", address, identified=False)
             found = identity
         self.revocation.check(found.principal, found.issued)
         who = found.principal

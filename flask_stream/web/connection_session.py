@@ -8,10 +8,10 @@ from typing import Any
 
 from flask import Request
 
-from ..engine.admission import NEWEST, StartRequest
 from ..engine.log_reader import LogReader
 from ..engine.ownership import is_anonymous
 from ..engine.runner import STOP_WAIT
+from ..engine.start_request import NEWEST, StartRequest
 from ..errors import BadRequest
 from ..events import Cursor, new_id
 from ..security.access import Caller
@@ -33,7 +33,7 @@ class AnyChainSession:
         self._any = ChainSession("", visitor)
 
     def check(self) -> None:
-        self._check(current_runs().starts.public)
+        self._check(current_runs().admission.has_public_chain)
 
     def _check(self, public: bool) -> None:
         current_service().access.check_handshake(self._request, self._visitor, public=public)
@@ -42,12 +42,14 @@ class AnyChainSession:
         rest = dict(message)
         ticket = self._visitor.ticket
         usual = (
-            next(iter(current_runs().starts.names()), "") if ticket is None else ticket.ticket.chain
+            next(iter(current_runs().admission.chain_names()), "")
+            if ticket is None
+            else ticket.ticket.chain
         )
         chain = rest.pop("chain", usual)
         if not isinstance(chain, str):
             raise BadRequest("chain is not text.", field="chain")
-        self._check(current_runs().starts.chain(chain).public)
+        self._check(current_runs().admission.chain(chain).public)
         return self._desks.setdefault(chain, ChainSession(chain, self._visitor)).start(rest)
 
     def read(self, cursor: Cursor) -> LogReader | None:

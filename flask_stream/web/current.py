@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from flask import current_app, request
 
-from ..engine.admission import NEWEST, StartRequest
 from ..engine.runs import Runs
+from ..engine.start_request import NEWEST, StartRequest
 from ..errors import Forbidden, NotFound, Unauthorized
 from ..security.access import Caller
 from ..stores.base import Run
@@ -58,7 +58,7 @@ def question_input(chain: str, value: str | dict[str, Any], field: str = "input"
     Raises BadRequest, which names `field`, and NotFound for an unknown chain.
     """
     max_question = current_service().settings.max_question
-    max_total = current_runs().starts.chain(chain).source.longest or max_question
+    max_total = current_runs().admission.chain(chain).source.longest or max_question
     return checked_input(value, max_question, max_total, field)
 
 
@@ -97,15 +97,19 @@ def start_run(caller: Caller, wanted: StartRequest, *, counted: bool = False) ->
 
     principal = caller.principal
     limit = access.quotas.live_run_limit(principal)
-    return current_runs().starts.start(replace(wanted, who=principal, most=limit, admit=admit))
+    return current_runs().admission.start(
+        replace(wanted, principal=principal, live_run_limit=limit, admit=admit)
+    )
 
 
 def check_identified(caller: Caller) -> None:
     """Raise Unauthorized if the caller may not start a run of any chain."""
-    current_service().access.check_identified(caller, public=current_runs().starts.public)
+    current_service().access.check_identified(
+        caller, public=current_runs().admission.has_public_chain
+    )
 
 
 def check_start(caller: Caller, chain: str) -> None:
     """Raise Forbidden or Unauthorized if this request may not start a run of the chain."""
-    public = current_runs().starts.chain(chain).public
+    public = current_runs().admission.chain(chain).public
     current_service().access.check_start(request, caller, public=public)

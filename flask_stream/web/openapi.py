@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ..config import Settings
-from ..engine.admission import MULTITASK
+from ..engine.start_request import MULTITASK
 from ..security.identity import COOKIE
 from .schemas import ERRORS, RESPONSES, Ask, MakeTicket, Rename, Start
 

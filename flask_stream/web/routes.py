@@ -12,10 +12,10 @@ from werkzeug.exceptions import HTTPException
 
 from ..concurrency.native_thread import NativeThread
 from ..config import Settings
-from ..engine.admission import NEWEST, StartRequest
-from ..engine.conversations import USUAL
+from ..engine.conversations import DEFAULT_LIMIT
 from ..engine.history import shown
 from ..engine.runner import STOP_WAIT
+from ..engine.start_request import NEWEST, StartRequest
 from ..errors import BadRequest, RequestError
 from ..events import Cursor, new_id
 from ..security.access import Access, Caller
@@ -159,7 +159,7 @@ def ask(chain: str) -> ResponseReturnValue:
     """`/stream_<chain>`: start and stream in one request, or resume the stream."""
     refuse_head()
     caller = current_caller()
-    current_runs().starts.chain(chain)
+    current_runs().admission.chain(chain)
     after = cursor(None)
     if after is not None:
         # An EventSource repeats the whole request when it reconnects.
@@ -196,7 +196,7 @@ def conversations() -> ResponseReturnValue:
     """`GET /conversations`: a page of the caller's conversations, the newest first."""
     owner = conversation_owner()
     page, before = current_runs().conversations.page(
-        owner, query_integer("limit", USUAL), request.args.get("before")
+        owner, query_integer("limit", DEFAULT_LIMIT), request.args.get("before")
     )
     return {"conversations": [conversation_json(item) for item in page], "next": before}
 
@@ -219,9 +219,9 @@ def tickets() -> ResponseReturnValue:
     """`POST /tickets`: create a ticket, which is the right to start one run."""
     caller = current_caller()
     body = validated(MakeTicket, json_object())
-    current_runs().starts.chain(body.chain)
+    current_runs().admission.chain(body.chain)
     principal = current_service().access.ticket_principal(caller, body.user)
-    current_runs().starts.place(principal, body.conversation, body.parent or NEWEST)
+    current_runs().admission.check_parent(principal, body.conversation, body.parent or NEWEST)
     ticket = Ticket(new_id(), body.chain, principal, body.conversation, body.parent)
     text, expires = current_service().access.tickets.issue(ticket)
     urls = {
@@ -235,7 +235,7 @@ def tickets() -> ResponseReturnValue:
 def openapi() -> ResponseReturnValue:
     """`GET /openapi.json`, or the path in `STREAM_OPENAPI`: the OpenAPI document."""
     service = current_service()
-    names = service.runs.starts.names()
+    names = service.runs.admission.chain_names()
     return description(service.settings, names, list(service.dialects), request.root_path)
 
 
@@ -249,7 +249,7 @@ def ready() -> ResponseReturnValue:
     current_runs().check_ready()
     return {
         "status": "ready",
-        "live_runs": current_runs().live,
+        "live_runs": current_runs().live_run_count,
         "open_streams": current_service().open_connections,
     }
 
@@ -260,7 +260,7 @@ def chat(conversation: str | None = None) -> ResponseReturnValue:
     `?chain=` selects a chain. The default is `chat`, or the first chain if none has that name.
     """
     settings = current_service().settings
-    names = current_runs().starts.names()
+    names = current_runs().admission.chain_names()
     chain = request.args.get("chain") or ("chat" if "chat" in names else None)
     data = {
         "chain": chain or next(iter(names), "chat"),

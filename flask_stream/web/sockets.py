@@ -36,7 +36,7 @@ def add_websocket(blueprint: Blueprint, transport: WebSocketTransport) -> None:
 
     def websocket(chain: str) -> Response:
         # All checks come before the handshake: after it, there is no status to refuse with.
-        public = current_runs().starts.chain(chain).public
+        public = current_runs().admission.chain(chain).public
         caller = current_caller()
         service = current_service()
         service.access.check_handshake(request, caller, public=public)
