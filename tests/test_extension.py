@@ -590,7 +590,7 @@ def test_a_graph_that_keeps_no_state_cannot_be_answered(make: Make) -> None:
     answer = {"chain": "it", "parent": run, "resume": "yes"}
     refused = client.post("/runs", json=answer)
     assert (refused.status_code, refused.get_json()["field"]) == (409, "resume")
-    assert "keeps no state" in refused.get_json()["detail"]
+    assert "saves no state" in refused.get_json()["detail"]
 
 
 @pytest.mark.parametrize("url", ["mysql://host/db", "redis://host:port", "sqlite:/"])
