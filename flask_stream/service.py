@@ -180,7 +180,7 @@ class AppCheckpoints:
     def _open(self) -> Any:
         with self._lock:
             if self._closed:
-                raise RuntimeError("the checkpoints are closed")
+                raise RuntimeError("the checkpointer is closed")
             if self._url:
                 url, self._url = self._url, ""
                 self._saver = self._open_url(url)

@@ -1,4 +1,4 @@
-"""The contract of a checkpoint back end: an open LangGraph saver, and how to call it."""
+"""The contract of a checkpoint back end: an open LangGraph saver and a way to call it."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from langgraph.checkpoint.base import (
-    BaseCheckpointSaver,
-)
+from langgraph.checkpoint.base import BaseCheckpointSaver
 
 P = ParamSpec("P")
-
-
 T = TypeVar("T")
 
 
 class OpenSaver(ABC):
-    """An open saver of LangGraph's kind, and how to call it."""
+    """A LangGraph saver with an open connection.
+
+    `saver` must only be used through `call`.
+    """
 
     saver: BaseCheckpointSaver[Any]
 
     @abstractmethod
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `function`, one of the saver's own, returns; other greenlets go on meanwhile.
+        """Call `function`, which uses the saver, and return its result.
 
-        Raises StoreError for whatever the server or the file refuses.
+        Other greenlets run while the call waits. Raises StoreError if the server cannot be
+        reached, and if the server or the file refuses the call.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """End threads and connections."""
+        """Close connections and end threads."""

@@ -1,4 +1,4 @@
-"""A checkpoint saver that is opened when it is first used, in the process that uses it."""
+"""A checkpoint saver that each process opens at its first call."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ T = TypeVar("T")
 
 
 def serializer() -> JsonPlusSerializer:
-    """Return what stores checkpoints: plain data and messages, and never a pickle."""
+    """Return a serializer of plain data and messages that never pickles or unpickles."""
     return JsonPlusSerializer(pickle_fallback=False, allowed_msgpack_modules=None)
 
 
 class LazySaver(BaseCheckpointSaver[str]):
-    """Calls the saver that `opening` opens, at the first call of each process.
+    """Forwards each call to the saver that `open_saver` returns. Each process opens its own.
 
-    So it may be made before a fork, and no connection is carried through one. A call is not
-    broken off by a Stop: the connection is everybody's. Copies, as `with_allowlist` makes them,
-    share the connection, each with its own `serde`. Every call raises StoreError when the server
-    cannot be reached, and RuntimeError when the saver is closed.
+    A lazy saver can be created before a fork: no connection is shared between processes. Stopping
+    a run does not interrupt a call, because all runs share the connection. Copies, such as those
+    that `with_allowlist` returns, share the connection and have their own `serde`. Every call
+    raises StoreError if the server cannot be reached, and RuntimeError if the saver is closed.
     """
 
-    def __init__(self, opening: Callable[[], OpenSaver], serde: SerializerProtocol) -> None:
+    def __init__(self, open_saver: Callable[[], OpenSaver], serde: SerializerProtocol) -> None:
         super().__init__(serde=serde)
-        self._place = _Place(opening)
+        self._process_savers = _ProcessSavers(open_saver)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         return self._call(lambda saver: saver.get_tuple(config))
@@ -55,7 +55,7 @@ class LazySaver(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        # All at once: a page that is half read would hold the connection.
+        # Reads everything at once: an iterator that is not exhausted would block the connection.
         return iter(
             self._call(
                 lambda saver: [*saver.list(config, filter=filter, before=before, limit=limit)]
@@ -91,44 +91,47 @@ class LazySaver(BaseCheckpointSaver[str]):
         )
 
     def get_next_version(self, current: str | None, channel: None) -> str:
-        version: str = self._place.opened().saver.get_next_version(current, channel)
+        version: str = self._process_savers.current().saver.get_next_version(current, channel)
         return version
 
     def close(self) -> None:
-        """End the connection, for all copies. It may be closed again."""
-        self._place.close()
+        """Close the connection of all copies. Closing twice has no effect."""
+        self._process_savers.close()
 
-    def _call(self, ask: Callable[[BaseCheckpointSaver[Any]], T]) -> T:
+    def _call(self, function: Callable[[BaseCheckpointSaver[Any]], T]) -> T:
         with tasks.shield():
-            opened = self._place.opened()
+            opened = self._process_savers.current()
             saver = copy.copy(opened.saver)
             saver.serde = self.serde
-            return opened.call(ask, saver)
+            return opened.call(function, saver)
 
 
-class _Place:
-    """What is open in this process."""
+class _ProcessSavers:
+    """The open saver of each process."""
 
-    def __init__(self, opening: Callable[[], OpenSaver]) -> None:
-        self._opening = opening
+    def __init__(self, open_saver: Callable[[], OpenSaver]) -> None:
+        self._open_saver = open_saver
         self._lock = threading.Lock()
-        self._there: dict[int, OpenSaver] = {}  # by process: a parent's is kept, and left alone
+        #: Process id → saver. A fork keeps its parent's saver and does not touch it: garbage
+        #: collection would close the parent's connection.
+        self._savers: dict[int, OpenSaver] = {}
         self._closed = False
 
-    def opened(self) -> OpenSaver:
-        return self._there.get(os.getpid()) or self._open()
+    def current(self) -> OpenSaver:
+        """Return the saver of this process. Opens it if necessary."""
+        return self._savers.get(os.getpid()) or self._open()
 
     def _open(self) -> OpenSaver:
         with self._lock:
             if self._closed:
-                raise RuntimeError("the checkpoints are closed")
-            if os.getpid() not in self._there:
-                self._there[os.getpid()] = self._opening()
-            return self._there[os.getpid()]
+                raise RuntimeError("the checkpointer is closed")
+            if os.getpid() not in self._savers:
+                self._savers[os.getpid()] = self._open_saver()
+            return self._savers[os.getpid()]
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            opened = self._there.pop(os.getpid(), None)
+            opened = self._savers.pop(os.getpid(), None)
         if opened is not None:
             opened.close()

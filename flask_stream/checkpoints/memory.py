@@ -1,12 +1,9 @@
-"""`memory://`: graphs' state in this process, gone with it."""
+"""`memory://`: the state of graphs in the memory of this process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import (
-    ParamSpec,
-    TypeVar,
-)
+from typing import ParamSpec, TypeVar
 
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -14,13 +11,11 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from .base import OpenSaver
 
 P = ParamSpec("P")
-
-
 T = TypeVar("T")
 
 
 class MemorySaver(OpenSaver):
-    """This process's memory, gone with it."""
+    """Checkpoints in memory. They are lost when the process ends."""
 
     def __init__(self, serde: JsonPlusSerializer) -> None:
         self.saver = InMemorySaver(serde=serde)

@@ -1,7 +1,7 @@
-"""`postgres://host/database`: graphs' state in PostgreSQL, for many machines.
+"""`postgres://host/database`: the state of graphs in PostgreSQL, shared by many machines.
 
-LangGraph's own saver on a pool of connections. psycopg waits as gevent does where `select` is
-patched before it is imported.
+This is LangGraph's own saver on a connection pool. psycopg cooperates with gevent if gevent has
+patched `select` before psycopg is imported.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ try:
 except ImportError as missing:
     raise ConfigError(
         "STREAM_CHECKPOINTS",
-        "is in PostgreSQL, and LangGraph's saver for it is not installed: "
+        "is a PostgreSQL URL, which needs LangGraph's saver for PostgreSQL: "
         "pip install 'flask-llm-stream[postgres]'",
     ) from missing
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Connections that a process has at most. Who needs more has to wait.
+#: The maximum number of connections per process. Further calls wait for a free one.
 CONNECTIONS = 16
-#: Seconds that a connection may take, and that a worker waits for another to make the tables.
+#: Timeouts in seconds: to connect, and to wait until another worker has created the tables.
 CONNECT, PREPARE = 5, 60
-#: What the URL may say otherwise. A server that the network has lost is noticed.
+#: Defaults that the URL can override. The keepalives detect a server that is unreachable.
 _DEFAULTS = {
     "connect_timeout": CONNECT,
     "keepalives_idle": 10,
@@ -46,43 +46,44 @@ _DEFAULTS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
-#: The advisory lock of who makes the tables.
+#: The advisory lock of the worker that creates the tables.
 _LOCK = 0x464C5354
 _OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
 
 
 def check(url: str) -> None:
-    """Raises ConfigError for a URL that is none. Its text is not in the message."""
+    """Raise ConfigError for an invalid URL. The message does not contain the URL."""
     try:
         ports = str(conninfo_to_dict(url).get("port", ""))
-        # A password that is not percent-encoded goes on in there, and would be in later errors.
+        # Part of a password that is not percent-encoded ends up in the port or the path, and
+        # would appear in later errors.
         if re.fullmatch(r"[\d,]*", ports) is None or "@" in urlsplit(url).path:
-            raise ValueError("no port, or no database")
+            raise ValueError("invalid port or database")
     except (psycopg.Error, ValueError):
         raise ConfigError(
             "STREAM_CHECKPOINTS",
-            "is no URL of PostgreSQL, as in postgres://user:password@host:5432/database: "
+            "is not a valid PostgreSQL URL such as postgres://user:password@host:5432/database: "
             "percent-encode the password, and check the port and the options",
         ) from None
 
 
 class PostgresPool(OpenSaver):
-    """Connections to a server, where the tables are made if they are not there yet."""
+    """A connection pool. Creating it also creates the tables if they do not exist."""
 
     def __init__(self, url: str, serde: SerializerProtocol) -> None:
-        given = conninfo_to_dict(url)
-        self._password = given.get("password")
-        self._shown = f"PostgreSQL at {given.get('host', 'its usual socket')}"
-        options = {**_DEFAULTS, **given, **_OPTIONS}
+        parameters = conninfo_to_dict(url)
+        self._password = parameters.get("password")
+        self._server = f"PostgreSQL at {parameters.get('host', 'the default socket')}"
+        options = {**_DEFAULTS, **parameters, **_OPTIONS}
         try:
-            _prepare(options)
+            _create_tables(options)
         except psycopg.Error as error:
             raise self._error(error) from None
         self._pool: Any = ConnectionPool(
             kwargs=options, min_size=1, max_size=CONNECTIONS, timeout=CONNECT, open=True
         )
         saver: Any = PostgresSaver(self._pool, serde=serde)
-        # It is for who shares a single connection.
+        # The saver's lock serializes calls on a single connection; a pool does not need it.
         saver.lock = nullcontext()
         self.saver = saver
 
@@ -93,7 +94,7 @@ class PostgresPool(OpenSaver):
             except PoolTimeout:
                 raise
             except psycopg.OperationalError:
-                # A server that was restarted. All calls of a saver may be made again.
+                # The server may have restarted. All calls of a saver are safe to repeat.
                 self._pool.check()
                 return function(*args, **kwargs)
         except psycopg.Error as error:
@@ -103,28 +104,31 @@ class PostgresPool(OpenSaver):
         self._pool.close()
 
     def _error(self, error: psycopg.Error) -> StoreError:
-        said = str(error) or type(error).__name__
+        text = str(error) or type(error).__name__
         if self._password:
-            said = said.replace(str(self._password), "…")
-        return StoreError(f"{self._shown}: {said[:300]}")
+            text = text.replace(str(self._password), "…")
+        return StoreError(f"{self._server}: {text[:300]}")
 
 
-def _prepare(options: dict[str, Any]) -> None:
-    """Have the tables, made by one of all the workers that start together."""
+def _create_tables(options: dict[str, Any]) -> None:
+    """Create the tables if they do not exist. Of several starting workers, one creates them."""
     with psycopg.connect(**options) as connection:
         saver = PostgresSaver(connection)
-        until = time.monotonic() + PREPARE
-        while not _is_prepared(connection, len(saver.MIGRATIONS) - 1):
-            # Not waited for: an index that is made "concurrently" waits for who waits.
+        deadline = time.monotonic() + PREPARE
+        while not _has_tables(connection, len(saver.MIGRATIONS) - 1):
+            # Does not block: CREATE INDEX CONCURRENTLY would wait for the transaction of a blocked
+            # worker.
             if _value(connection, "SELECT pg_try_advisory_lock(%s)", _LOCK):
                 saver.setup()
                 return
-            if time.monotonic() > until:
-                raise psycopg.OperationalError("another process makes the tables, for too long")
+            if time.monotonic() > deadline:
+                raise psycopg.OperationalError(
+                    "timed out waiting for another process to create the tables"
+                )
             time.sleep(0.05)
 
 
-def _is_prepared(connection: Any, newest: int) -> bool:
+def _has_tables(connection: Any, newest: int) -> bool:
     if _value(connection, "SELECT to_regclass('checkpoint_migrations')") is None:
         return False
     version = _value(connection, "SELECT max(v) FROM checkpoint_migrations")

@@ -1,4 +1,4 @@
-"""`redis://`, `rediss://`, `unix://`: graphs' state in Redis or Valkey, for many machines."""
+"""`redis://`, `rediss://`, `unix://`: graphs' state in Redis or Valkey, shared by many machines."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ try:
 except ImportError as missing:
     raise ConfigError(
         "STREAM_CHECKPOINTS",
-        "is in Redis, and its client is not installed: pip install 'flask-llm-stream[redis]'",
+        "is a Redis URL, which needs redis-py: pip install 'flask-llm-stream[redis]'",
     ) from missing
 
-from .. import redis_connection as redis_pool
+from .. import redis_connection
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,26 +28,27 @@ SETTING = "STREAM_CHECKPOINTS"
 
 
 def check(url: str) -> None:
-    """Ask the server of that URL whether it would keep checkpoints; no connection is left open.
+    """Check that the server at this URL can store checkpoints. Leaves no connection open.
 
-    Raises ConfigError for a URL that is none, and for a server that is not there or would not.
+    Raises ConfigError if the URL is invalid, if the server cannot be reached, or if its version or
+    configuration is unsuitable.
     """
-    pool = redis_pool.connection_pool(url, redis_pool.TIMEOUT, SETTING)
+    pool = redis_connection.connection_pool(url, redis_connection.TIMEOUT, SETTING)
     server: Any = Redis(connection_pool=pool)
-    redis_pool.check(server, redis_pool.without_secrets(url), SETTING)
+    redis_connection.check(server, redis_connection.without_secrets(url), SETTING)
 
 
 class RedisServer(OpenSaver):
-    """Connections to a Redis >= 6.2 or a Valkey."""
+    """A connection pool to Redis >= 6.2 or Valkey."""
 
     def __init__(self, url: str, serde: SerializerProtocol) -> None:
-        # What was right at start is not asked again: a server that is away is waited for.
-        self._pool = redis_pool.connection_pool(url, redis_pool.TIMEOUT, SETTING)
-        self._shown = redis_pool.without_secrets(url)
+        # Does not call `check` again: a server that is unreachable now may come back.
+        self._pool = redis_connection.connection_pool(url, redis_connection.TIMEOUT, SETTING)
+        self._url = redis_connection.without_secrets(url)
         self.saver = RedisSaver(Redis(connection_pool=self._pool), serde=serde)
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with redis_pool.store_errors(self._pool, self._shown):
+        with redis_connection.store_errors(self._pool, self._url):
             return function(*args, **kwargs)
 
     def close(self) -> None:

@@ -1,19 +1,19 @@
 """LangGraph's checkpoints in Redis or Valkey, on plain commands.
 
-LangGraph's own saver wants modules of Redis that Debian's and Valkey lack. Here a thread is six
-keys, so that it is removed by one command. All begin with the saver's prefix:
+LangGraph's own saver needs Redis modules that Valkey and Debian's Redis do not have. This saver
+stores a thread in six keys, so one command deletes it. All keys begin with the saver's prefix:
 
-    ids:<thread>            a sorted set: which checkpoints there are
-    checkpoints:<thread>    a hash: checkpoint → what it is, without its channels' values
-    about:<thread>          a hash: checkpoint → its metadata, as JSON
-    values:<thread>         a hash: channel and version → value; checkpoints share them
-    written:<thread>        a sorted set: which writes there are
+    ids:<thread>            a sorted set of all checkpoints
+    checkpoints:<thread>    a hash: checkpoint → checkpoint without the values of its channels
+    about:<thread>          a hash: checkpoint → metadata as JSON
+    values:<thread>         a hash: channel and version → value, shared by checkpoints
+    written:<thread>        a sorted set of all writes
     writes:<thread>         a hash: write → value
 
-A checkpoint is known by its namespace and its id, a write by these, its task and its place among
-the task's writes: joined by NUL, so that those of one namespace, or of one checkpoint, stand
-together in their set, by id. Values are as the saver's `serde` writes them, behind a line of
-JSON. No key has a time to live.
+The field of a checkpoint is its namespace and its id. The field of a write is the field of its
+checkpoint, its task, and its index in the task. NUL separates the parts. So in a sorted set, the
+members of one namespace or of one checkpoint are adjacent and sorted by id. A value is one line of
+JSON, followed by the output of the saver's `serde`. No key expires.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-#: Checkpoints that are looked at in one round trip.
+#: The number of checkpoints that are read in one round trip.
 PAGE = 100
 
 _KEYS = ("ids", "checkpoints", "about", "values", "written", "writes")
-_Place = tuple[str, str]  # a thread, and one of its checkpoints
-_Places = list[_Place]
+_Key = tuple[str, str]  # a thread, and the field of one of its checkpoints
+_Keys = list[_Key]
 _Writes = list[PendingWrite]
 _NUL, _AFTER_NUL = "\0", "\x01"
 
 
 class RedisSaver(BaseCheckpointSaver[str]):
-    """Keeps checkpoints in a Redis >= 6.2 or a Valkey. Raises the errors of its client.
+    """Stores checkpoints in Redis >= 6.2 or Valkey. Raises the errors of redis-py.
 
-    `client` is one of redis-py that does not decode responses.
+    `client` is a redis-py client that does not decode responses.
     """
 
     def __init__(
@@ -71,21 +71,21 @@ class RedisSaver(BaseCheckpointSaver[str]):
         thread, ns = _thread(config), config["configurable"]["checkpoint_ns"]
         values = checkpoint["channel_values"]
         rest = {name: value for name, value in checkpoint.items() if name != "channel_values"}
-        about = json.dumps(get_checkpoint_metadata(config, metadata), ensure_ascii=False)
+        saved = json.dumps(get_checkpoint_metadata(config, metadata), ensure_ascii=False)
         changed = {
             _join(ns, channel, str(version)): self._pack(values[channel])
             for channel, version in new_versions.items()
             if channel in values
         }
-        place = _join(ns, checkpoint["id"])
-        with self._client.pipeline() as at_once:
+        field = _join(ns, checkpoint["id"])
+        with self._client.pipeline() as transaction:
             if changed:
-                at_once.hset(self._key("values", thread), mapping=changed)
+                transaction.hset(self._key("values", thread), mapping=changed)
             packed = self._pack(rest, get_checkpoint_id(config))
-            at_once.hset(self._key("checkpoints", thread), place, packed)
-            at_once.hset(self._key("about", thread), place, about.encode(errors="ignore"))
-            at_once.zadd(self._key("ids", thread), {place: 0})
-            at_once.execute()
+            transaction.hset(self._key("checkpoints", thread), field, packed)
+            transaction.hset(self._key("about", thread), field, saved.encode(errors="ignore"))
+            transaction.zadd(self._key("ids", thread), {field: 0})
+            transaction.execute()
         return _config(thread, ns, checkpoint["id"])
 
     def put_writes(
@@ -96,23 +96,24 @@ class RedisSaver(BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         thread, ns = _thread(config), config["configurable"].get("checkpoint_ns", "")
-        place = _join(ns, config["configurable"]["checkpoint_id"])
-        with self._client.pipeline() as at_once:
+        field = _join(ns, config["configurable"]["checkpoint_id"])
+        with self._client.pipeline() as transaction:
             for index, (channel, value) in enumerate(writes):
                 index = WRITES_IDX_MAP.get(channel, index)
-                write = _join(place, task_id, str(index))
-                # What a task has written stays. Of errors, questions and answers the last counts.
-                put = at_once.hset if index < 0 else at_once.hsetnx
+                write = _join(field, task_id, str(index))
+                # A negative index marks an error, interrupt or resume value: the last one counts.
+                # Other writes are never replaced.
+                put = transaction.hset if index < 0 else transaction.hsetnx
                 packed = self._pack(value, channel, task_path)
                 put(self._key("writes", thread), write, packed)
-                at_once.zadd(self._key("written", thread), {write: 0})
-            at_once.execute()
+                transaction.zadd(self._key("written", thread), {write: 0})
+            transaction.execute()
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         thread, ns = _thread(config), config["configurable"].get("checkpoint_ns", "")
         id = get_checkpoint_id(config)
-        place = _join(ns, id) if id else self._newest(thread, ns)
-        return next(self._load([(thread, place)]), None) if place else None
+        field = _join(ns, id) if id else self._newest(thread, ns)
+        return next(self._load([(thread, field)]), None) if field else None
 
     def list(
         self,
@@ -122,9 +123,9 @@ class RedisSaver(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        places = self._places(config, get_checkpoint_id(before) if before else None)
-        for begin in range(0, len(places), PAGE):
-            page = places[begin : begin + PAGE]
+        keys = self._keys(config, get_checkpoint_id(before) if before else None)
+        for begin in range(0, len(keys), PAGE):
+            page = keys[begin : begin + PAGE]
             if filter:
                 page = self._matching(page, filter)
             if limit is not None:
@@ -138,77 +139,75 @@ class RedisSaver(BaseCheckpointSaver[str]):
         self._client.unlink(*(self._key(name, str(thread_id)) for name in _KEYS))
 
     def get_next_version(self, current: str | None, channel: None) -> str:
-        # Its end is random: the values of two branches must not have the same version.
+        # The random suffix keeps the versions of two branches apart.
         number = 1 if current is None else int(current.split(".")[0]) + 1
-        return f"{number:032}.{random.random():016}"  # noqa: S311 - no secret
+        return f"{number:032}.{random.random():016}"  # noqa: S311 - not a secret
 
     def _newest(self, thread: str, ns: str) -> str | None:
-        oldest, newest = _within(ns)
+        oldest, newest = _prefix_range(ns)
         found = self._client.zrevrangebylex(self._key("ids", thread), newest, oldest, 0, 1)
         return found[0].decode() if found else None
 
-    def _places(self, config: RunnableConfig | None, before: str | None) -> _Places:
-        """The checkpoints that are asked for, newest first."""
-        of = config["configurable"] if config is not None else {}
-        ns, only = of.get("checkpoint_ns"), of.get("checkpoint_id")
-        oldest, newest = ("-", "+") if ns is None else _within(ns)
+    def _keys(self, config: RunnableConfig | None, before: str | None) -> _Keys:
+        """Return the checkpoints that match the config, newest first."""
+        configurable = config["configurable"] if config is not None else {}
+        ns, id = configurable.get("checkpoint_ns"), configurable.get("checkpoint_id")
+        oldest, newest = ("-", "+") if ns is None else _prefix_range(ns)
         found = [
-            (thread, place.decode())
+            (thread, field.decode())
             for thread in ([_thread(config)] if config is not None else self._threads())
-            for place in self._client.zrangebylex(self._key("ids", thread), oldest, newest)
+            for field in self._client.zrangebylex(self._key("ids", thread), oldest, newest)
         ]
         found.sort(key=_id, reverse=True)
         return [
-            place
-            for place in found
-            if (not only or _id(place) == only) and (not before or _id(place) < before)
+            key for key in found if (not id or _id(key) == id) and (not before or _id(key) < before)
         ]
 
     def _threads(self) -> Iterator[str]:
         start = self._key("ids", "")
-        keys = {*self._client.scan_iter(f"{_literal(start)}*", count=1000)}
+        keys = {*self._client.scan_iter(f"{_escape_pattern(start)}*", count=1000)}
         return (key.decode().removeprefix(start) for key in keys)
 
-    def _matching(self, places: _Places, filter: dict[str, Any]) -> _Places:
-        with self._client.pipeline(transaction=False) as together:
-            for thread, place in places:
-                together.hget(self._key("about", thread), place)
-            abouts = [json.loads(about or "{}") for about in together.execute()]
+    def _matching(self, keys: _Keys, filter: dict[str, Any]) -> _Keys:
+        with self._client.pipeline(transaction=False) as pipeline:
+            for thread, field in keys:
+                pipeline.hget(self._key("about", thread), field)
+            all_metadata = [json.loads(text or "{}") for text in pipeline.execute()]
         return [
-            place
-            for place, about in zip(places, abouts, strict=True)
-            if all(about.get(name) == value for name, value in filter.items())
+            key
+            for key, metadata in zip(keys, all_metadata, strict=True)
+            if all(metadata.get(name) == value for name, value in filter.items())
         ]
 
-    def _load(self, places: _Places) -> Iterator[CheckpointTuple]:
-        """The checkpoints that are there."""
-        with self._client.pipeline(transaction=False) as together:
-            for thread, place in places:
-                together.hget(self._key("checkpoints", thread), place)
-                together.hget(self._key("about", thread), place)
-                together.zrangebylex(self._key("written", thread), *_within(place))
-            said = together.execute()
-        there = [
-            (place, self._unpack(packed), json.loads(about), written)
-            for place, packed, about, written in zip(
-                places, said[::3], said[1::3], said[2::3], strict=True
+    def _load(self, keys: _Keys) -> Iterator[CheckpointTuple]:
+        """Yield these checkpoints, without those that do not exist."""
+        with self._client.pipeline(transaction=False) as pipeline:
+            for thread, field in keys:
+                pipeline.hget(self._key("checkpoints", thread), field)
+                pipeline.hget(self._key("about", thread), field)
+                pipeline.zrangebylex(self._key("written", thread), *_prefix_range(field))
+            results = pipeline.execute()
+        found = [
+            (key, self._unpack(packed), json.loads(metadata), written)
+            for key, packed, metadata, written in zip(
+                keys, results[::3], results[1::3], results[2::3], strict=True
             )
-            if packed is not None and about is not None
+            if packed is not None and metadata is not None
         ]
-        with self._client.pipeline(transaction=False) as together:
-            for (thread, place), (_, checkpoint), _, written in there:
-                ns = place.partition(_NUL)[0]
-                # Redis wants one field at least.
-                together.hmget(self._key("values", thread), ["", *_versions(ns, checkpoint)])
-                together.hmget(self._key("writes", thread), ["", *written])
-            said = together.execute()
-        for one, values, writes in zip(there, said[::2], said[1::2], strict=True):
-            (thread, place), ((parent,), checkpoint), about, written = one
-            ns, id = place.split(_NUL)
+        with self._client.pipeline(transaction=False) as pipeline:
+            for (thread, field), (_, checkpoint), _, written in found:
+                ns = field.partition(_NUL)[0]
+                # HMGET needs at least one field.
+                pipeline.hmget(self._key("values", thread), ["", *_value_fields(ns, checkpoint)])
+                pipeline.hmget(self._key("writes", thread), ["", *written])
+            results = pipeline.execute()
+        for row, values, writes in zip(found, results[::2], results[1::2], strict=True):
+            (thread, field), ((parent,), checkpoint), metadata, written = row
+            ns, id = field.split(_NUL)
             yield CheckpointTuple(
                 config=_config(thread, ns, id),
                 checkpoint=checkpoint | {"channel_values": self._values(checkpoint, values[1:])},
-                metadata=about,
+                metadata=metadata,
                 parent_config=_config(thread, ns, parent) if parent else None,
                 pending_writes=self._pending(zip(written, writes[1:], strict=True)),
             )
@@ -227,16 +226,16 @@ class RedisSaver(BaseCheckpointSaver[str]):
                 _, _, task, index = write.decode().split(_NUL)
                 (channel, path), value = self._unpack(packed)
                 found.append((writes_sort_key(path, task, int(index)), (task, channel, value)))
-        return [write for _, write in sorted(found, key=lambda one: one[0])]
+        return [write for _, write in sorted(found, key=lambda pair: pair[0])]
 
-    def _pack(self, value: Any, *about: str | None) -> bytes:
+    def _pack(self, value: Any, *header: str | None) -> bytes:
         kind, data = self.serde.dumps_typed(value)
-        return json.dumps([kind, *about]).encode() + b"\n" + data
+        return json.dumps([kind, *header]).encode() + b"\n" + data
 
     def _unpack(self, packed: bytes) -> tuple[Sequence[Any], Any]:
-        head, _, data = packed.partition(b"\n")
-        kind, *about = json.loads(head)
-        return about, self.serde.loads_typed((kind, data))
+        line, _, data = packed.partition(b"\n")
+        kind, *header = json.loads(line)
+        return header, self.serde.loads_typed((kind, data))
 
     def _key(self, name: str, thread: str) -> str:
         return f"{self._prefix}{name}:{thread}"
@@ -246,23 +245,23 @@ def _join(*parts: str) -> str:
     return _NUL.join(parts)
 
 
-def _within(start: str) -> tuple[str, str]:
-    """The range of those that begin with `start` as a part of their own."""
+def _prefix_range(start: str) -> tuple[str, str]:
+    """Return the range of the members whose first parts are `start`, for ZRANGEBYLEX."""
     return f"[{start}{_NUL}", f"({start}{_AFTER_NUL}"
 
 
-def _id(place: _Place) -> str:
-    return place[1].rpartition(_NUL)[2]
+def _id(key: _Key) -> str:
+    return key[1].rpartition(_NUL)[2]
 
 
-def _versions(ns: str, checkpoint: Checkpoint) -> Iterator[str]:
+def _value_fields(ns: str, checkpoint: Checkpoint) -> Iterator[str]:
     for channel, version in checkpoint["channel_versions"].items():
         yield _join(ns, channel, str(version))
 
 
-def _literal(text: str) -> str:
-    """As a pattern of Redis that matches the text alone."""
-    return "".join(f"\\{each}" if each in "*?[]^-\\" else each for each in text)
+def _escape_pattern(text: str) -> str:
+    """Return a Redis pattern that matches exactly this text."""
+    return "".join(f"\\{char}" if char in "*?[]^-\\" else char for char in text)
 
 
 def _thread(config: RunnableConfig) -> str:

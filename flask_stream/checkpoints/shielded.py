@@ -1,9 +1,9 @@
 """A graph's checkpointer as a run uses it.
 
-- A Stop does not interrupt a call: others share the connection, and a broken call would leave it
-  unusable for them.
-- Each checkpoint of a subgraph names in its metadata the graph's own checkpoint that it belongs
-  to, so those of one question are found without loading the whole thread.
+- Stopping a run does not interrupt a call. Other runs share the connection, and an interrupted call
+  would leave it unusable.
+- The metadata of each checkpoint of a subgraph names the checkpoint of the top graph that it
+  belongs to. So the checkpoints of one question can be found without loading the whole thread.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointMetadata
 
 from ..concurrency import tasks
 
-#: The metadata key of a subgraph's checkpoint for the graph's own checkpoint that it belongs to.
+#: The metadata key under which a subgraph's checkpoint names the top graph's checkpoint.
 TOP = "flask_stream_top"
-#: What a graph and its source call while a run goes on, apart from `put` and `list`.
-_CALLS = ("get_tuple", "put_writes", "get_delta_channel_history")
+#: The methods that a graph and its source call during a run, besides `put` and `list`.
+_METHODS = ("get_tuple", "put_writes", "get_delta_channel_history")
 
 
 def shielded(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
     """Return a checkpointer on the same connection whose calls are never interrupted."""
     kind = type(saver)
 
-    def whole(name: str) -> Any:
-        call = getattr(kind, name)
+    def shield_method(name: str) -> Any:
+        method = getattr(kind, name)
 
-        def shielded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             with tasks.shield():
-                return call(self, *args, **kwargs)
+                return method(self, *args, **kwargs)
 
-        shielded.__wrapped__ = call  # type: ignore[attr-defined] # LangGraph reads its signature
-        return shielded
+        call.__wrapped__ = method  # type: ignore[attr-defined] # LangGraph reads its signature
+        return call
 
     def put(
         self: Any,
@@ -54,7 +54,7 @@ def shielded(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
         with tasks.shield():
             return iter([*kind.list(self, *args, **kwargs)])
 
-    twin = copy.copy(saver)
-    calls = {name: whole(name) for name in _CALLS if hasattr(kind, name)}
-    twin.__class__ = type(kind.__name__, (kind,), {**calls, "put": put, "list": list})
-    return twin
+    copied = copy.copy(saver)
+    methods = {name: shield_method(name) for name in _METHODS if hasattr(kind, name)}
+    copied.__class__ = type(kind.__name__, (kind,), {**methods, "put": put, "list": list})
+    return copied

@@ -1,7 +1,7 @@
-"""`sqlite:///file`: graphs' state in a file, for any number of workers on one machine.
+"""`sqlite:///file`: the state of graphs in a file, shared by the workers of one machine.
 
-LangGraph's own saver, on a thread of its own: SQLite waits for its file without gevent's
-knowledge, and no stream of the worker would move meanwhile.
+This is LangGraph's own saver on a native thread. SQLite does not cooperate with gevent: while it
+waits for its file in a greenlet, all streams of the worker stand still.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ try:
 except ImportError as missing:
     raise ConfigError(
         "STREAM_CHECKPOINTS",
-        "is in SQLite, and LangGraph's saver for it is not installed: "
+        "is a SQLite URL, which needs LangGraph's saver for SQLite: "
         "pip install 'flask-llm-stream[graph]'",
     ) from missing
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Seconds that a call waits for a lock that another process holds.
+#: Seconds that a call waits for another process to release its lock.
 BUSY = 10.0
 
 
 class SqliteFile(OpenSaver):
-    """An open file; it is made, for this user alone, where it is not there yet."""
+    """An open file. A new file is readable and writable by its owner only."""
 
     def __init__(self, path: Path, serde: SerializerProtocol) -> None:
         self._path = path
@@ -57,30 +57,32 @@ class SqliteFile(OpenSaver):
             raise StoreError(f"{self._path}: {error}") from error
 
     def close(self) -> None:
-        with suppress(RuntimeError):  # it is closed already
+        with suppress(RuntimeError):  # it is already closed
             self._thread.call(self._connection.close)
         self._thread.close()
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # SQLite gives the mode of a file to its companions, too.
+    # SQLite creates the -wal and -shm files with the mode of this file.
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    # Made on the thread that uses it; closed on another when the interpreter goes.
+    # Created and used on the native thread, but closed on another when the interpreter exits.
     connection = sqlite3.connect(path, timeout=BUSY, check_same_thread=False)
     try:
-        until = time.monotonic() + BUSY
+        deadline = time.monotonic() + BUSY
         while True:
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
                 break
             except sqlite3.OperationalError:
-                # Workers that start together: here alone SQLite does not wait for a lock.
-                if time.monotonic() > until:
+                # Only this statement does not wait for a lock, which another starting worker may
+                # hold.
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
-        # A process that dies takes no commit back; a machine that dies may take the last ones.
+        # No commit is lost if the process crashes. The last commits may be lost if the machine
+        # crashes.
         connection.execute("PRAGMA synchronous = NORMAL")
     except BaseException:
         connection.close()
