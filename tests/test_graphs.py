@@ -371,7 +371,7 @@ def test_a_node_may_ask_twice(saver: BaseCheckpointSaver[Any]) -> None:
     assert text(ask(source, "2b", "1", resume="no")) == "no, 0"
     # A question instead of an answer: the graph asks anew.
     assert of(ask(source, "2c", "1"), "interrupt")[0]["value"] == {"sure": "question 2c"}
-    with pytest.raises(ValueError, match="nothing of the run"):
+    with pytest.raises(ValueError, match="no state of the run"):
         ask(source, "9", "unknown", resume=1)
 
 

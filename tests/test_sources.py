@@ -348,7 +348,7 @@ def test_an_object_is_the_chains_own_input() -> None:
     asked = input_mapper(talk)(Input(forged, QUESTION.history))
     assert [message.content for message in asked["history"]] == ["Who?", "Me."]
     assert asked["examples"] == [HumanMessage("e")]
-    with pytest.raises(BadRequest, match="Messages are a text"):
+    with pytest.raises(BadRequest, match="Messages must be a text"):
         input_mapper(talk)(Input(forged | {"examples": forged["history"]}))
 
 

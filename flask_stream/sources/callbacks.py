@@ -12,6 +12,7 @@ where it has a way to do that, else directly to the run.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,14 +36,14 @@ class RunCallbacks(BaseCallbackHandler):
     """The callbacks of one run. Create it in the run's own task.
 
     `post` puts a marker into the chain's stream at the caller's position, or raises RuntimeError or
-    LookupError if there is no stream. `posted` returns the events of a marker. `told` holds the
-    events that could not be sent yet.
+    LookupError if there is no stream. `take_posted` returns the event of a marker. `pending` holds
+    the events that could not be sent yet.
 
     `broken` is true after an answer that stopped without a finish reason, which raises nothing.
     """
 
     def __init__(self, post: Callable[[StreamMarker], None] | None = None) -> None:
-        self.told: deque[NewEvent] = deque()
+        self.pending: deque[NewEvent] = deque()
         self.broken = False
         #: Why the last model call ended, as far as its provider has said.
         self.finish_reason: FinishReason | None = None
@@ -61,34 +62,34 @@ class RunCallbacks(BaseCallbackHandler):
                 self._posted.pop(marker, None)
         if self._scope.tell is not None:
             return self._scope.tell(event)
-        return self.told.append(event)
+        return self.pending.append(event)
 
-    def posted(self, marker: StreamMarker) -> Iterator[NewEvent]:
+    def take_posted(self, marker: StreamMarker) -> Iterator[NewEvent]:
         """Yield the event of this marker, once."""
         event = self._posted.pop(marker, None)
         if event is not None:
             yield event
 
-    def take(self) -> Iterator[NewEvent]:
+    def take_pending(self) -> Iterator[NewEvent]:
         """Yield the events that could not be sent yet."""
-        while self.told:
-            yield self.told.popleft()
+        while self.pending:
+            yield self.pending.popleft()
 
-    def rest(self) -> Iterator[NewEvent]:
+    def drain(self) -> Iterator[NewEvent]:
         """Yield all events that are left, after the chain's stream has ended."""
         for marker in list(self._posted):
-            yield from self.posted(marker)
-        yield from self.take()
+            yield from self.take_posted(marker)
+        yield from self.take_pending()
 
     def failed_with(self, error: Exception) -> bool:
         """Return whether a model raised this exception, although its type does not say so."""
         return error_code(error) is ErrorCode.CHAIN_ERROR and any(
-            error is one for one in self._failures
+            error is failure for failure in self._failures
         )
 
     def end(self) -> Iterator[NewEvent]:
         """Yield the events that are left. Raises RunFailed if an answer was broken off."""
-        yield from self.rest()
+        yield from self.drain()
         if self.broken:
             raise RunFailed(ErrorCode.MODEL_ERROR)
 
@@ -120,21 +121,21 @@ class RunCallbacks(BaseCallbackHandler):
         self._failures.append(error)
 
     def on_llm_end(self, response: LLMResult, **_: Any) -> None:
-        for generation in (one for some in response.generations for one in some):
+        for generation in itertools.chain.from_iterable(response.generations):
             if isinstance(generation, ChatGeneration):
                 self._record(generation.message)
             else:
                 self.finish_reason = reason_in(generation.generation_info or {})
 
     def _record(self, message: Any) -> None:
-        about = message.response_metadata
+        metadata = message.response_metadata
         self.finish_reason = finish_reason(message)
-        if not is_complete(about):
+        if not is_complete(metadata):
             self.broken = True
         usage = getattr(message, "usage_metadata", None)
         if usage:
             cost = {
-                "model": about.get("model_name") or about.get("model"),
+                "model": metadata.get("model_name") or metadata.get("model"),
                 "input_tokens": usage["input_tokens"],
                 "output_tokens": usage["output_tokens"],
                 "total_tokens": usage["total_tokens"],

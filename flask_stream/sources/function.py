@@ -86,9 +86,9 @@ class FunctionSource(Source):
         try:
             for piece in pieces:
                 if isinstance(piece, str):
-                    yield from messages.text(piece)
+                    yield from messages.add_text(piece)
                 elif isinstance(piece, BaseMessage):
-                    yield from messages.said(piece)
+                    yield from messages.add(piece)
                     if states_reason(piece.response_metadata):
                         reason = finish_reason(piece)
                 else:
@@ -130,7 +130,7 @@ def _event(piece: Any, messages: Messages) -> Iterator[NewEvent]:
     if wrong := [name for name, value in whole.items() if not _fits(type_, name, value)]:
         raise TypeError(f"{type_} has an invalid {wrong[0]}: {whole[wrong[0]]!r}")
     if type_ == "chunk":
-        yield from messages.text(whole["content"], whole["kind"])
+        yield from messages.add_text(whole["content"], whole["kind"])
     else:
         yield type_, encode(plain(whole))
 

@@ -1,7 +1,7 @@
-"""From what a run was started with to what its chain takes, by the chain's own input schema.
+"""Converts the input of a run into the input of its chain, according to the chain's input schema.
 
-What comes from outside is text and data, never a message: an object that looks like a message of
-some role, or like a serialised LangChain object, is not made into one.
+Clients send text and data, never messages. An object that looks like a message with a role, or
+like a serialized LangChain object, is not converted into one.
 """
 
 from __future__ import annotations
@@ -23,112 +23,119 @@ from ..errors import BadRequest
 if TYPE_CHECKING:
     from .base import Input
 
-#: Messages that may be sent at once.
-_MOST = 100
+#: The maximum number of messages in one input.
+_MAX_MESSAGES = 100
 
 
 class InputSchema:
-    """How one chain wants to be asked.
+    """The input schema of one chain. Calling it converts the input of a run.
 
-    An object with `messages` or `question` gets a question as that, and `history` where it has
-    one; an object with a single other property gets the question under that name; anything else
-    the bare text. An input that is an object of several values is the chain's own, as it is.
+    If the schema has a property `messages` or `question`, a question is passed under that name,
+    and the earlier turns as `history` if there is such a property. If it has a single other
+    property, the question is passed under that name. If the chain does not take an object, the
+    question is passed as text. Any other input is passed as it is, with human messages made of its
+    texts where the chain takes messages.
     """
 
     def __init__(self, chain: Any) -> None:
-        self._whole = _described(chain)
-        # A graph can be given a part of its state, where that is a dictionary.
-        self._partial = is_typeddict(_state(chain))
-        self._types = _types(chain)
-        properties = self._whole.get("properties", {})
+        self._schema = _json_schema(chain)
+        # A graph whose state is a dictionary accepts a part of it.
+        self._partial = is_typeddict(_state_type(chain))
+        self._types = _property_types(chain)
+        properties = self._schema.get("properties", {})
         self._history = "history" in properties
         self.names = [name for name in properties if name != "history"]
-        self._talks = {
+        self._message_names = {
             name
             for name in self.names
             if name == "messages" or "#/$defs/HumanMessage" in json.dumps(properties[name])
         }
 
     @property
-    def name(self) -> str | None:
-        """The property that a question becomes; None if no single one does."""
+    def question_name(self) -> str | None:
+        """The property under which a question is passed; None if that is not clear."""
         for name in ("messages", "question"):
             if name in self.names:
                 return name
         return self.names[0] if len(self.names) == 1 else None
 
     @property
-    def asks(self) -> bool:
-        """Whether a question is enough."""
-        return not self.names or self.name is not None
+    def accepts_question(self) -> bool:
+        """Whether the chain can be run with a question alone."""
+        return not self.names or self.question_name is not None
 
     def check(self, value: dict[str, Any], prepared: bool = False) -> None:
-        """Raise BadRequest, which names the field, for an input that this chain does not take.
+        """Raise BadRequest, which names the field, if the chain does not accept this input.
 
-        `prepared` is when the developer's own function makes the chain's input of a question.
+        `prepared` is whether the developer's own function converts a question for the chain.
         """
-        needed = [name for name in self._whole.get("required", []) if name != "history"]
+        required = [name for name in self._schema.get("required", []) if name != "history"]
         if value.keys() == {"question"}:
-            enough = self.asks and (self._partial or set(needed) <= {self.name})
+            question = self.question_name
+            enough = self.accepts_question and (self._partial or set(required) <= {question})
             if prepared or enough:
                 return
-            told = f"This chain takes {', '.join(self.names)}: send an object as input."
-            raise BadRequest(told, field="input")
+            problem = f"This chain takes {', '.join(self.names)}: send an object as input."
+            raise BadRequest(problem, field="input")
         for name in value.keys() - set(self.names):
             raise BadRequest(f"{name} is not a field of input.", field="input")
-        for name in [] if self._partial else needed or ["question"]:
+        for name in [] if self._partial else required or ["question"]:
             if name not in value:
-                raise BadRequest(f"input has no {name}.", field="input")
+                raise BadRequest(f"{name} is missing in input.", field="input")
         for name, given in value.items():
-            if name in self._talks:
-                _people(name, given)
+            if name in self._message_names:
+                _human_messages(name, given)
             elif name in self._types:
                 try:
                     self._types[name].validate_python(given, strict=True)
                 except ValidationError as error:
-                    told = error.errors(include_url=False)[0]["msg"]
-                    raise BadRequest(f"{name}: {told}.", field=f"input.{name}") from None
+                    problem = error.errors(include_url=False)[0]["msg"]
+                    raise BadRequest(f"{name}: {problem}.", field=f"input.{name}") from None
 
     def __call__(self, input: Input) -> Any:
-        """The chain's input.
+        """Return the chain's input.
 
-        Raises BadRequest for messages that are no texts, and for a question that does not do.
+        Raises BadRequest for messages that are not texts, and for a question if the chain needs an
+        object.
         """
         earlier = history(input)
         if not self.names:
             return input.question
         if input.value.keys() != {"question"}:
-            asked = dict(input.value)
-            for name in self._talks & asked.keys():
-                asked[name] = _people(name, asked[name])
-            if "messages" in self._talks & asked.keys():
-                asked["messages"] = [*earlier, *asked["messages"]]
-        elif self.name is None:
+            converted = dict(input.value)
+            for name in self._message_names & converted.keys():
+                converted[name] = _human_messages(name, converted[name])
+            if "messages" in self._message_names & converted.keys():
+                converted["messages"] = [*earlier, *converted["messages"]]
+        elif self.question_name is None:
             raise BadRequest(f"This chain takes {', '.join(self.names)}.", field="input")
-        elif self.name in self._talks:
-            return {self.name: [*earlier, HumanMessage(input.question)]}
+        elif self.question_name in self._message_names:
+            return {self.question_name: [*earlier, HumanMessage(input.question)]}
         else:
-            asked = {self.name: input.question}
+            converted = {self.question_name: input.question}
         if self._history:
-            asked["history"] = earlier
-        return asked
+            converted["history"] = earlier
+        return converted
 
 
 def input_mapper(chain: Any) -> Callable[[Input], Any]:
-    """How this chain is asked: see `InputSchema`. Raises ValueError if a question is not enough."""
-    found = InputSchema(chain)
-    if not found.asks:
-        wanted = ", ".join(found.names)
-        raise ValueError(f"it takes {wanted}: say with input= how a question becomes that")
-    return found
+    """Return the function that converts a run's input for this chain.
+
+    Raises ValueError if the chain cannot be run with a question alone.
+    """
+    schema = InputSchema(chain)
+    if not schema.accepts_question:
+        names = ", ".join(schema.names)
+        raise ValueError(f"it takes {names}: pass input=, a function that makes these from a run")
+    return schema
 
 
 def history(input: Input) -> list[BaseMessage]:
-    """The earlier turns as messages, oldest first: the last of them that the budget holds."""
+    """Return the latest earlier turns that fit the token budget, as messages, oldest first."""
     messages: list[BaseMessage] = []
     for turn in input.history:
         messages.append(HumanMessage(turn.question))
-        if turn.answer:  # models refuse a message without any text
+        if turn.answer:  # models refuse a message without text
             messages.append(AIMessage(turn.answer))
     kept: list[BaseMessage] = trim_messages(
         messages,
@@ -139,27 +146,27 @@ def history(input: Input) -> list[BaseMessage]:
     return kept
 
 
-def _described(chain: Any) -> dict[str, Any]:
-    """The JSON schema of the object that a chain takes; empty if it takes something else."""
+def _json_schema(chain: Any) -> dict[str, Any]:
+    """Return the JSON schema of a chain's input; an empty one if that is not an object."""
     describe = getattr(chain, "get_input_jsonschema", None)
     try:
         found: dict[str, Any] = describe() if describe is not None else {}
     except PydanticUserError:
-        # Before Python 3.12, pydantic does not look into a `typing.TypedDict`.
-        state = _state(chain)
-        found = _of_typed_dict(state) if is_typeddict(state) else {}
+        # Before Python 3.12, pydantic does not support `typing.TypedDict`.
+        state = _state_type(chain)
+        found = _typed_dict_schema(state) if is_typeddict(state) else {}
     return found if found.get("type") == "object" else {}
 
 
-def _state(chain: Any) -> Any:
-    """The type of what a graph takes; None for what is no graph."""
+def _state_type(chain: Any) -> Any:
+    """Return the type of a graph's input state; None for other chains."""
     return getattr(getattr(chain, "builder", None), "input_schema", None)
 
 
-def _types(chain: Any) -> dict[str, TypeAdapter[Any]]:
-    """What each property of a chain's input may be, as far as pydantic can tell."""
+def _property_types(chain: Any) -> dict[str, TypeAdapter[Any]]:
+    """Return the type of each property of a chain's input that pydantic can validate."""
     found: dict[str, Any] = {}
-    state = _state(chain)
+    state = _state_type(chain)
     if is_typeddict(state) or is_dataclass(state):
         found = get_type_hints(state, include_extras=True)
     else:
@@ -173,19 +180,21 @@ def _types(chain: Any) -> dict[str, TypeAdapter[Any]]:
     return types
 
 
-def _of_typed_dict(kind: Any) -> dict[str, Any]:
+def _typed_dict_schema(kind: Any) -> dict[str, Any]:
+    """Return the JSON schema of a `typing.TypedDict`."""
     fields = get_type_hints(kind, include_extras=True)
-    twin: Any = TypedDict(kind.__name__, fields, total=kind.__total__)  # type: ignore[misc]
+    copied: Any = TypedDict(kind.__name__, fields, total=kind.__total__)  # type: ignore[misc]
     try:
-        return TypeAdapter(twin).json_schema()
-    except PydanticUserError:  # one of its fields is such a thing again
+        return TypeAdapter(copied).json_schema()
+    except PydanticUserError:  # one of its fields is a typing.TypedDict, too
         return {"type": "object", "properties": {name: {} for name in fields}}
 
 
-def _people(name: str, value: Any) -> list[BaseMessage]:
+def _human_messages(name: str, value: Any) -> list[BaseMessage]:
+    """Return texts as human messages. Raises BadRequest for anything else."""
     texts: Iterable[Any] = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise BadRequest("Messages are a text, or a list of texts.", field=f"input.{name}")
-    if len(texts) > _MOST:
-        raise BadRequest(f"More than {_MOST} messages are too many.", field=f"input.{name}")
+        raise BadRequest("Messages must be a text or a list of texts.", field=f"input.{name}")
+    if len(texts) > _MAX_MESSAGES:
+        raise BadRequest(f"At most {_MAX_MESSAGES} messages are allowed.", field=f"input.{name}")
     return [HumanMessage(text) for text in texts]

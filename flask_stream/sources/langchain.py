@@ -52,15 +52,15 @@ class LangChainSource(Source):
         try:
             for piece in chunks:
                 if isinstance(piece, str):
-                    yield from messages.text(piece)
+                    yield from messages.add_text(piece)
                 elif isinstance(piece, BaseMessage):
-                    yield from messages.said(piece)
+                    yield from messages.add(piece)
                 else:
                     yield custom("output", piece)
-                if calls.told:
-                    yield from calls.take()
+                if calls.pending:
+                    yield from calls.take_pending()
         except Exception as error:
-            yield from calls.rest()
+            yield from calls.drain()
             if calls.failed_with(error):
                 raise RunFailed(ErrorCode.MODEL_ERROR) from error
             raise

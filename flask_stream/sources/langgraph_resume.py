@@ -1,32 +1,26 @@
-"""Where in its thread a graph goes on.
+"""Finds the checkpoint from which a run of a graph starts.
 
-A conversation is one thread of the graph's checkpointer, and a tree of runs. Every checkpoint
-says in its metadata which run made it (`flask_stream_run`). So
+A conversation is one thread of the graph's checkpointer, and a tree of runs. The metadata of every
+checkpoint names the run that created it (`flask_stream_run`). So there are three cases:
 
-- a run goes on from the newest checkpoint of its parent, wherever the thread is by now: an edited
-  or regenerated answer is a fork at the right place;
-- a run that follows nobody, in a thread that has others, starts from an empty checkpoint;
-- a run that has checkpoints itself is tried again: it goes on after the last of them, and what
-  its nodes have finished is not done anew.
+- A run usually starts from the newest checkpoint of its parent, even if the thread has moved on
+  since. So an edited question or a regenerated answer forks the thread at the right checkpoint.
+- A run without a parent starts from an empty checkpoint, even if the thread has others.
+- A run that has checkpoints itself is a restart. It continues after its last checkpoint and does
+  not repeat finished nodes.
 
-A node that asks twice makes no checkpoint in between. So a run that answers, and whose graph asks
-again, leaves a note: an empty checkpoint in a namespace of its own, whose metadata says where the
-graph waits, and how many answers each task had by then. Answers of another branch are taken back
-before a new one is given.
+LangGraph creates no checkpoint between two interrupts of one node. So if a run answers an interrupt
+and its graph interrupts again, the run saves a note: an empty checkpoint in a separate namespace.
+The metadata of the note names the checkpoint at which the graph waits, and the number of answers
+that each task had. `langgraph_answers` applies the answer.
 
-A subgraph has a namespace of its own in the thread. Its checkpoints say which one above them they
-belong to, and one that has gone on since it asked is sent back to where it did. LangGraph forks it
-there and drops all its earlier answers, so only a first and single question can be answered anew,
-and none of a subgraph within it.
-
-What a subgraph compiled with `checkpointer=True` keeps of its own is found by LangGraph by time,
-not by branch: there, an edited question may see what was said on the branch that it left.
+LangGraph finds the state of a subgraph compiled with `checkpointer=True` by time, not by branch.
+There, an edited question may see messages from the branch that it left.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -44,62 +38,62 @@ from langgraph.checkpoint.base import (
 from ..checkpoints.shielded import TOP
 from ..events import new_id
 from .base import NO_ANSWER, Input
-from .langgraph_internals import CHECKPOINT_MAP, INTERRUPT, NO_WRITES, NULL_TASK_ID, RESUME
+from .langgraph_internals import INTERRUPT, NULL_TASK_ID, RESUME
 
-#: The key under which a checkpoint's metadata says which run made it.
+#: The metadata key under which a checkpoint names the run that created it.
 RUN = "flask_stream_run"
-#: The namespace of notes, and what they say.
-_NOTES, _AT, _ANSWERS = "flask_stream", "flask_stream_at", "flask_stream_answers"
-_BELOW = "flask_stream_below"
-#: How LangGraph names questions.
-_ID = re.compile("[0-9a-f]{32}")
+#: The namespace of notes and the keys of their metadata.
+_NOTES, _CHECKPOINT, _ANSWERS = "flask_stream", "flask_stream_at", "flask_stream_answers"
+_SUBGRAPHS = "flask_stream_below"
 
 
 class StartMode(Enum):
-    """How a run begins."""
+    """How a run starts."""
 
     FRESH = "from an empty state"
-    FOLLOWS = "from where its parent has left the graph"
-    CONTINUES = "from where it has itself been broken off"
+    FOLLOWS = "from the last checkpoint of its parent"
+    CONTINUES = "from its own last checkpoint, after a restart"
 
 
 @dataclass(frozen=True, slots=True)
 class StartPoint:
-    """Where a run begins: what to configure the graph with, and what is there already.
+    """The checkpoint from which a run starts, and the `configurable` that selects it.
 
-    `answers` is how many answers each task of the checkpoint had when the parent ended, and
-    `below` where its subgraphs were: namespace → checkpoint id. `missed` counts the turns since
-    then, of which the graph knows nothing.
+    `answers` is the number of answers that each task of the checkpoint had when the parent ended.
+    `subgraphs` are the checkpoints of its subgraphs at that time: namespace → checkpoint id.
+    `missed_turns` is the number of turns since then, which the graph has not seen.
     """
 
-    how: StartMode
+    mode: StartMode
     configurable: dict[str, Any]
     checkpoint: CheckpointTuple | None = None
     answers: Mapping[str, int] = field(default_factory=dict)
-    below: Mapping[str, str] = field(default_factory=dict)
-    missed: int = 0
+    subgraphs: Mapping[str, str] = field(default_factory=dict)
+    missed_turns: int = 0
 
     @property
-    def asks(self) -> bool:
+    def waits_for_answer(self) -> bool:
         """Whether the graph waits here for the answer to an `interrupt()`."""
         return any(write[1] == INTERRUPT and write[2] for write in self._pending)
 
     def unanswered(self) -> Iterator[BaseMessage]:
-        """A result for each tool call that was stopped: models refuse a call without one."""
+        """Yield a result for each tool call that was stopped: models refuse a call without one."""
         if self.checkpoint is None:
             return
-        said = self.checkpoint.checkpoint["channel_values"].get("messages")
-        messages = said if isinstance(said, list) else []
-        # Results of tools that had finished beside one that was stopped: the graph adds them.
+        value = self.checkpoint.checkpoint["channel_values"].get("messages")
+        messages = value if isinstance(value, list) else []
+        # Parallel tools may have finished. The graph will add their results, which are pending.
         written = [value for _, name, value in self._pending if name == "messages"]
         for value in written:
             messages = [*messages, *(value if isinstance(value, list) else [value])]
-        answered = {one.tool_call_id for one in messages if isinstance(one, ToolMessage)}
+        answered = {
+            message.tool_call_id for message in messages if isinstance(message, ToolMessage)
+        }
         for message in messages:
             for call in message.tool_calls if isinstance(message, AIMessage) else ():
                 if call["id"] not in answered:
                     yield ToolMessage(
-                        "Stopped before it was done.",
+                        "The tool was stopped before it finished.",
                         tool_call_id=call["id"],
                         name=call["name"],
                         status="error",
@@ -111,158 +105,87 @@ class StartPoint:
 
 
 def find_start(saver: BaseCheckpointSaver[Any], input: Input) -> StartPoint:
-    """Where a run begins. Raises whatever the checkpointer raises."""
+    """Return the point from which a run starts. Raises what the checkpointer raises."""
     thread = {"thread_id": input.thread or input.run or new_id(), "checkpoint_ns": ""}
     config: RunnableConfig = {"configurable": thread}
     newest = saver.get_tuple(config)
     if newest is None:
         return StartPoint(StartMode.FRESH, thread)
 
-    def at(how: StartMode, run: str) -> StartPoint | None:
-        found, answers, below = _newest(saver, config, run), {}, {}
+    def start_after(run: str, mode: StartMode) -> StartPoint | None:
+        found, answers, subgraphs = _newest(saver, config, run), {}, {}
         if found is not None:
             if input.resume is not NO_ANSWER:
-                below = _subgraphs(saver, found, run)
-        elif note := _newest(saver, _notes(config), run):
-            about: dict[str, Any] = {**note.metadata}
-            found = saver.get_tuple({"configurable": thread | {"checkpoint_id": about[_AT]}})
-            answers = json.loads(about[_ANSWERS])
-            if found is not None:  # older notes do not say what is below
-                below = json.loads(about.get(_BELOW, "null")) or _subgraphs(saver, found)
+                subgraphs = subgraph_checkpoints(saver, found, run)
+        elif note := _newest(saver, _note_config(config), run):
+            saved: dict[str, Any] = {**note.metadata}
+            found = saver.get_tuple(
+                {"configurable": thread | {"checkpoint_id": saved[_CHECKPOINT]}}
+            )
+            answers = json.loads(saved[_ANSWERS])
+            if found is not None:  # older notes do not name subgraphs
+                subgraphs = json.loads(saved.get(_SUBGRAPHS, "null"))
+                subgraphs = subgraphs or subgraph_checkpoints(saver, found)
         if found is None:
             return None
         if found.checkpoint["id"] == newest.checkpoint["id"]:
-            # Not addressed by its id: that would be going back, and finished nodes would run anew.
-            return StartPoint(how, thread, newest, answers, below)
+            # Without its id: with an id, LangGraph would fork and run finished nodes again.
+            return StartPoint(mode, thread, newest, answers, subgraphs)
         return StartPoint(
-            how, thread | {"checkpoint_id": found.checkpoint["id"]}, found, answers, below
+            mode, thread | {"checkpoint_id": found.checkpoint["id"]}, found, answers, subgraphs
         )
 
-    if input.run and (place := at(StartMode.CONTINUES, input.run)):
-        return place
+    if input.run and (start := start_after(input.run, StartMode.CONTINUES)):
+        return start
     before = [(input.parent, 0)] if input.parent else []
-    if input.resume is NO_ANSWER and input.before:  # an answer is for the one that has asked
+    if input.resume is NO_ANSWER and input.before:  # only the parent can be answered
         before = [*input.before]
-    for run, since in before:
-        if place := at(StartMode.FOLLOWS, run):
-            return replace(place, missed=since)
-    root = saver.put(config, empty_checkpoint(), _about(), {})
+    for run, missed_turns in before:
+        if start := start_after(run, StartMode.FOLLOWS):
+            return replace(start, missed_turns=missed_turns)
+    root = saver.put(config, empty_checkpoint(), new_metadata(), {})
     return StartPoint(StartMode.FRESH, {**root["configurable"]})
 
 
-def answer(
-    saver: BaseCheckpointSaver[Any], place: StartPoint, given: Any
-) -> tuple[StartPoint, Any]:
-    """Where the graph goes on with an answer, and what LangGraph is told as the answer.
-
-    What was answered there after the parent had ended is forgotten. Raises ValueError for an
-    answer that cannot be given anew.
-    """
-    if place.checkpoint is None:
-        return place, given
-    levels, moved = _as_it_was(saver, place, place.checkpoint)
-    if "" in moved and "checkpoint_id" not in place.configurable:
-        # As long as it is the newest, what its nodes have made of the old answers is taken over.
-        saver.put({"configurable": place.configurable}, empty_checkpoint(), _about(), {})
-        here = {"checkpoint_id": place.checkpoint.checkpoint["id"]}
-        place = replace(place, configurable=place.configurable | here)
-    asking = [
-        (level, task)
-        for level in levels.values()
-        for task in {task for task, name, _ in level.pending_writes or [] if name == INTERRUPT}
-        if not any(task in ns for ns in levels)  # a node that is a subgraph does not ask itself
-    ]
-    back = {ns: place.below[ns] for ns in moved - {""}}
-    if back:
-        if isinstance(given, dict) and len(given) == 1 and _ID.fullmatch(next(iter(given))):
-            (given,) = given.values()  # the fork asks under another id
-        again = any(place.answers.get(task) for ns in back for task, _ in _answers(levels[ns]))
-        # A fork has no subgraphs yet: they would begin anew, and might ask something else.
-        deep = any(
-            ns.startswith(f"{above}|") and ":" in ns[len(above) :]
-            for above in back
-            for ns in levels
-        )
-        if again or deep or len(asking) != 1 or given in (None, {}):
-            raise ValueError("the subgraph has gone on: this answer cannot be given anew")
-        return replace(place, configurable=place.configurable | {CHECKPOINT_MAP: back}), given
-    if given is None or given == {}:
-        # LangGraph takes null for no answer, and {} for answers to none: it finds this one there.
-        if len(asking) == 1:
-            level, task = asking[0]
-            kept = dict(_answers(level)).get(task, [])[: place.answers.get(task, 0)]
-            saver.put_writes(level.config, [(RESUME, [*kept, given])], task)
-        given = {}
-    return place, given
-
-
-def _as_it_was(
-    saver: BaseCheckpointSaver[Any], place: StartPoint, top: CheckpointTuple
-) -> tuple[dict[str, CheckpointTuple], set[str]]:
-    """The graph and its subgraphs as the parent has left them, and which have gone on since."""
-    now = _subgraphs(saver, top)
-    levels = {"": top}
-    for ns, id in place.below.items():
-        if (found := saver.get_tuple(_at(top, ns, id))) is not None:
-            levels[ns] = found
-    moved = {ns for ns in levels if ns and now.get(ns, place.below[ns]) != place.below[ns]}
-    moved |= {ns for ns, level in levels.items() if _take_back(saver, level, place.answers)}
-    for ns in now.keys() - place.below.keys():  # begun by another branch: here it has not begun
-        about = _about({"parents": {"": top.checkpoint["id"]}})
-        saver.put(_at(top, ns), empty_checkpoint(), about, {})
-    return levels, moved
-
-
-def _take_back(
-    saver: BaseCheckpointSaver[Any], level: CheckpointTuple, kept: Mapping[str, int]
-) -> bool:
-    """Forget later answers. Whether a task has finished with one."""
-    writes = level.pending_writes or []
-    done = {task for task, name, _ in writes if name == NO_WRITES or not name.startswith("__")}
-    if any(task == NULL_TASK_ID and name == RESUME for task, name, _ in writes):
-        saver.put_writes(level.config, [(RESUME, None)], NULL_TASK_ID)
-    finished = False
-    for task, answers in _answers(level):
-        most = kept.get(task, 0)
-        if len(answers) > most:
-            saver.put_writes(level.config, [(RESUME, answers[:most])], task)
-            finished = finished or task in done
-    return finished
-
-
-def _subgraphs(
+def subgraph_checkpoints(
     saver: BaseCheckpointSaver[Any], top: CheckpointTuple, run: str | None = None
 ) -> dict[str, str]:
-    """Return where the subgraphs of this checkpoint's nodes are: namespace → newest checkpoint.
+    """Return the newest checkpoints of this checkpoint's subgraphs: namespace → checkpoint id.
 
-    With `run`, only those that this run has taken there.
+    With `run`, only those that this run created.
     """
-    whole: RunnableConfig = {"configurable": {"thread_id": top.config["configurable"]["thread_id"]}}
+    thread: RunnableConfig = {
+        "configurable": {"thread_id": top.config["configurable"]["thread_id"]}
+    }
     newest: dict[str, str] = {}
     of_run = {RUN: run} if run else {}
-    for found in saver.list(whole, filter={TOP: top.checkpoint["id"], **of_run}):
+    for found in saver.list(thread, filter={TOP: top.checkpoint["id"], **of_run}):
         ns, id = found.config["configurable"]["checkpoint_ns"], found.checkpoint["id"]
         if ns:
             newest[ns] = max(newest.get(ns, id), id)
     return newest
 
 
-def note(saver: BaseCheckpointSaver[Any], place: StartPoint, run: str) -> None:
-    """Note where a run has left the graph waiting, if it has made no checkpoint by itself."""
-    thread = {name: place.configurable[name] for name in ("thread_id", "checkpoint_ns")}
+def save_note(saver: BaseCheckpointSaver[Any], start: StartPoint, run: str) -> None:
+    """Save where the graph waits, if the interrupted run has created no checkpoint."""
+    thread = {name: start.configurable[name] for name in ("thread_id", "checkpoint_ns")}
     config: RunnableConfig = {"configurable": thread}
-    if place.checkpoint is None or _newest(saver, config, run) is not None:
+    if start.checkpoint is None or _newest(saver, config, run) is not None:
         return
-    left = saver.get_tuple(place.checkpoint.config)
-    if left is not None:
-        below = _subgraphs(saver, left)
-        answers = {task: len(given) for task, given in _answers(left)}
-        for ns, id in below.items():
-            if (level := saver.get_tuple(_at(left, ns, id))) is not None:
-                answers |= {task: len(given) for task, given in _answers(level)}
-        about = {RUN: run, _AT: left.checkpoint["id"], _ANSWERS: json.dumps(answers)}
-        about[_BELOW] = json.dumps(below)
-        saver.put(_notes(config), empty_checkpoint(), _about(about), {})
+    waiting = saver.get_tuple(start.checkpoint.config)
+    if waiting is not None:
+        subgraphs = subgraph_checkpoints(saver, waiting)
+        counts = {task: len(answers) for task, answers in answers_of(waiting)}
+        for ns, id in subgraphs.items():
+            if (level := saver.get_tuple(subgraph_config(waiting, ns, id))) is not None:
+                counts |= {task: len(answers) for task, answers in answers_of(level)}
+        note = {
+            RUN: run,
+            _CHECKPOINT: waiting.checkpoint["id"],
+            _ANSWERS: json.dumps(counts),
+            _SUBGRAPHS: json.dumps(subgraphs),
+        }
+        saver.put(_note_config(config), empty_checkpoint(), new_metadata(note), {})
 
 
 def _newest(
@@ -271,25 +194,26 @@ def _newest(
     return next(saver.list(config, filter={RUN: run}, limit=1), None)
 
 
-def _at(top: CheckpointTuple, ns: str, id: str | None = None) -> RunnableConfig:
-    """That checkpoint, or the newest, of a subgraph."""
+def subgraph_config(top: CheckpointTuple, ns: str, id: str | None = None) -> RunnableConfig:
+    """Return the config of a subgraph's checkpoint, without an id of its newest."""
     thread = top.config["configurable"]["thread_id"]
-    named = {"checkpoint_id": id} if id else {}
-    return {"configurable": {"thread_id": thread, "checkpoint_ns": ns, **named}}
+    selected = {"checkpoint_id": id} if id else {}
+    return {"configurable": {"thread_id": thread, "checkpoint_ns": ns, **selected}}
 
 
-def _notes(config: RunnableConfig) -> RunnableConfig:
+def _note_config(config: RunnableConfig) -> RunnableConfig:
     thread = config["configurable"]["thread_id"]
     return {"configurable": {"thread_id": thread, "checkpoint_ns": _NOTES}}
 
 
-def _about(more: Mapping[str, Any] | None = None) -> CheckpointMetadata:
-    about = {"source": "fork", "step": -2, "parents": {}, **(more or {})}
-    return cast(CheckpointMetadata, about)
+def new_metadata(more: Mapping[str, Any] | None = None) -> CheckpointMetadata:
+    """Return the metadata of an empty checkpoint, with these additional keys."""
+    metadata = {"source": "fork", "step": -2, "parents": {}, **(more or {})}
+    return cast(CheckpointMetadata, metadata)
 
 
-def _answers(checkpoint: CheckpointTuple) -> Iterator[tuple[str, list[Any]]]:
-    """Task ids, and the answers that each has been given."""
-    for task, name, given in checkpoint.pending_writes or []:
-        if name == RESUME and isinstance(given, list) and task != NULL_TASK_ID:
-            yield task, given
+def answers_of(checkpoint: CheckpointTuple) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the id and the answers of each task that has answers."""
+    for task, name, answers in checkpoint.pending_writes or []:
+        if name == RESUME and isinstance(answers, list) and task != NULL_TASK_ID:
+            yield task, answers
