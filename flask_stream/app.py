@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 from .chains.agent import agent
 from .chains.chat import chat
 from .chains.fallback_model import FallbackModel
-from .chains.models import chosen, tools_refusal
+from .chains.models import configured_model, tools_refusal
 from .chains.summary import Summary
 from .config import Settings
 from .extension import FlaskStream
@@ -59,7 +59,7 @@ def create_app(**settings: Any) -> Flask:
     app.after_request(headers(service.settings.frame_ancestors))
     own = service.settings
     model = FallbackModel(settings=own)  # raises now for a wrong name, not at the first question
-    small = chosen(own)[0] == "local"
+    small = configured_model(own)[0] == "local"
     stream.add(
         "chat",
         chat(model, own),

@@ -89,7 +89,7 @@ def on_starting(server: Arbiter) -> None:
     from flask import Flask
 
     from .chains.local_model import ModelUnavailable
-    from .chains.models import chosen, fallback, start_local
+    from .chains.models import configured_model, fallback_model, start_local
     from .config import Settings
     from .errors import ConfigError
 
@@ -99,7 +99,7 @@ def on_starting(server: Arbiter) -> None:
         settings = Settings.load(config, {})
         names = [
             name
-            for provider, name in (chosen(settings), fallback(settings) or ("", ""))
+            for provider, name in (configured_model(settings), fallback_model(settings) or ("", ""))
             if provider == "local"
         ]
         if names and settings.local_url is None:

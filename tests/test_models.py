@@ -29,7 +29,7 @@ from pydantic import Field
 from flask_stream.chains.agent import agent
 from flask_stream.chains.fallback_model import FallbackModel
 from flask_stream.chains.local_model import ModelUnavailable
-from flask_stream.chains.models import _USUAL, chosen, maker, tools_refusal
+from flask_stream.chains.models import _DEFAULT_URLS, configured_model, model_factory, tools_refusal
 from flask_stream.chains.tools import calculator
 from flask_stream.config import Settings
 from flask_stream.errors import ConfigError, ErrorCode
@@ -154,7 +154,7 @@ def test_the_fallback_is_asked_when_nothing_came_but_a_role(
 ) -> None:
     provider.script = Script(["never said"], fault=fault, after=0)
     with Provider(Script(["from", " the other"])) as other:
-        monkeypatch.setitem(_USUAL, "ollama", other.url)
+        monkeypatch.setitem(_DEFAULT_URLS, "ollama", other.url)
         events = said(
             Settings(
                 model="openai:scripted",
@@ -184,7 +184,7 @@ def test_the_fallback_is_not_asked_after_anything_that_was_said(
 ) -> None:
     provider.script = script
     with Provider() as other:
-        monkeypatch.setitem(_USUAL, "ollama", other.url)
+        monkeypatch.setitem(_DEFAULT_URLS, "ollama", other.url)
         settings = Settings(
             model="openai:scripted",
             fallback_model="ollama:second",
@@ -222,7 +222,7 @@ def test_claude_says_nothing_before_its_first_thought(
 ) -> None:
     provider.script = Script(["from the other"])
     monkeypatch.setenv("ANTHROPIC_API_KEY", "test")
-    monkeypatch.setitem(_USUAL, "ollama", provider.url)
+    monkeypatch.setitem(_DEFAULT_URLS, "ollama", provider.url)
     settings = Settings(
         model="anthropic:claude-test", fallback_model="ollama:second", model_retries=0
     )
@@ -279,8 +279,8 @@ def test_no_key_reaches_the_server_of_another_provider(
     with ExitStack() as stack:
         usual = {name: stack.enter_context(Provider()) for name in belongs}
         monkeypatch.setenv("OPENAI_BASE_URL", usual["openai"].url)
-        monkeypatch.setitem(_USUAL, "ollama", usual["ollama"].url)
-        monkeypatch.setitem(_USUAL, "vllm", usual["vllm"].url)
+        monkeypatch.setitem(_DEFAULT_URLS, "ollama", usual["ollama"].url)
+        monkeypatch.setitem(_DEFAULT_URLS, "vllm", usual["vllm"].url)
         refuses = provider if set == "STREAM_BASE_URL" else usual[first]
         refuses.script = lambda asked: (
             Script(status=500) if asked["model"] == "one" else Script(["two"])
@@ -426,7 +426,7 @@ def test_a_model_of_ones_own_has_and_is_a_fallback(
     settings = Settings(
         model=ones_own(monkeypatch, model), fallback_model="ollama:x", model_retries=0
     )
-    monkeypatch.setitem(_USUAL, "ollama", provider.url)
+    monkeypatch.setitem(_DEFAULT_URLS, "ollama", provider.url)
     assert text(said(settings)) == "mine"
     assert provider.calls == []
     assert text(said(settings)) == "Hello world"
@@ -527,7 +527,7 @@ def test_a_model_of_ones_own() -> None:
 @pytest.mark.parametrize("function", ["absent", "number"])
 @pytest.mark.usefixtures("own_models")
 def test_a_function_that_is_not_there_is_told_at_start(setting: str, function: str) -> None:
-    with pytest.raises(ConfigError, match=f"no function {function} in own_models") as caught:
+    with pytest.raises(ConfigError, match=f"own_models has no function {function}") as caught:
         FallbackModel(settings=own(setting, function))
     assert caught.value.setting == setting
 
@@ -554,15 +554,15 @@ def test_a_package_that_cannot_be_imported_is_told_at_start(setting: str, tmp_pa
 @pytest.mark.usefixtures("own_models")
 def test_what_makes_no_model_is_told_with_its_setting(setting: str) -> None:
     settings = own(setting, "no")
-    make = maker(setting, ("module", "own_models:no"), settings)
-    with pytest.raises(ConfigError, match="no chat model") as caught:
+    make = model_factory(setting, ("module", "own_models:no"), settings)
+    with pytest.raises(ConfigError, match="does not return a chat model") as caught:
         make()
     assert caught.value.setting == setting
 
 
 @pytest.mark.usefixtures("own_models")
 def test_what_a_function_of_ones_own_trips_over_is_no_wrong_setting() -> None:
-    make = maker("STREAM_MODEL", ("module", "own_models:broken"), Settings())
+    make = model_factory("STREAM_MODEL", ("module", "own_models:broken"), Settings())
     with pytest.raises(AttributeError, match="'absent'"):
         make()
 
@@ -585,9 +585,12 @@ def made() -> GenericFakeChatModel:
     [
         (Settings(model="anthropic:claude"), "ANTHROPIC_API_KEY"),
         (Settings(model="nothing.like_it:make"), "provider:name"),
-        (Settings(model="local:smollm2", fallback_model="local:smollm2"), "one is enough"),
+        (
+            Settings(model="local:smollm2", fallback_model="local:smollm2"),
+            "only one of them can be local",
+        ),
         (Settings(model="local:smollm2", fallback_model="what"), "STREAM_FALLBACK_MODEL"),
-        (Settings(base_url="http://127.0.0.1:9/v1"), "STREAM_BASE_URL .* but is None"),
+        (Settings(base_url="http://127.0.0.1:9/v1"), "STREAM_BASE_URL .* is not set"),
         (Settings(model="local:x.gguf", base_url="http://127.0.0.1:9/v1"), "STREAM_BASE_URL"),
         # That address is Ollama's: it is no reason to think that OpenAI's model wants no key.
         (
@@ -607,10 +610,10 @@ def test_an_address_is_enough_for_a_model_that_wants_no_key() -> None:
             for name, value in given.items():
                 patch.setenv(name, value)
             url = None if given else "http://127.0.0.1:9/v1"
-            assert chosen(Settings(model="openai:x", base_url=url)) == ("openai", "x")
+            assert configured_model(Settings(model="openai:x", base_url=url)) == ("openai", "x")
 
 
 def test_the_embedded_model_says_that_it_cannot_use_tools() -> None:
     assert "too small to use tools" in str(tools_refusal(Settings(model="local:smollm2")))
     assert tools_refusal(Settings(model="ollama:llama3.2")) is None
-    assert chosen(Settings()) == ("local", "smollm2")
+    assert configured_model(Settings()) == ("local", "smollm2")

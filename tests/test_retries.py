@@ -23,7 +23,7 @@ from langchain_openai import ChatOpenAI
 
 from flask_stream.chains import retries
 from flask_stream.chains.fallback_model import FallbackModel
-from flask_stream.chains.models import _USUAL
+from flask_stream.chains.models import _DEFAULT_URLS
 from flask_stream.chains.summary import Summary
 from flask_stream.concurrency import tasks
 from flask_stream.config import Settings
@@ -99,7 +99,7 @@ def test_then_the_fallback_is_asked_as_often(
     failing(provider, Script(fault="rst"))
     with Provider() as other:
         failing(other, Script(fault="short"), times=1)
-        monkeypatch.setitem(_USUAL, "ollama", other.url)
+        monkeypatch.setitem(_DEFAULT_URLS, "ollama", other.url)
         assert text(settings(provider.url, fallback_model="ollama:x", model_retries=1)) == "yes"
         assert (len(provider.calls), len(other.calls)) == (2, 2)
 
@@ -295,7 +295,7 @@ def test_a_stop_ends_the_pause_and_asks_nobody(
     provider: Provider, monkeypatch: pytest.MonkeyPatch, chain: str
 ) -> None:
     monkeypatch.setattr(retries, "FIRST_PAUSE", 60.0)
-    monkeypatch.setattr(retries, "LONGEST_PAUSE", 60.0)
+    monkeypatch.setattr(retries, "MAX_PAUSE", 60.0)
     failing(provider, Script(fault="rst"))
     given = settings(provider.url, fallback_model="openai:other")
     source = (

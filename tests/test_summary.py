@@ -20,7 +20,7 @@ from flask_stream.chains.local_model import fetch
 from flask_stream.chains.models import start_local
 from flask_stream.chains.summary import FINAL, JOIN, PART, WHOLE, Summary
 from flask_stream.chains.summary import prompt as prompt_of
-from flask_stream.chains.text_split import BYTES, grouped, split
+from flask_stream.chains.text_split import BYTES_PER_TOKEN, join, split
 from flask_stream.config import Settings
 from flask_stream.errors import BadRequest, ConfigError, ErrorCode, RunFailed
 from flask_stream.sources.base import Input, Turn
@@ -94,7 +94,7 @@ def test_a_cut_text_is_the_text(text: str, tokens: int) -> None:
     pieces = split(text, tokens)
     assert "".join(pieces) == text
     assert all(pieces)
-    assert all(len(piece.encode()) <= tokens * BYTES for piece in pieces)
+    assert all(len(piece.encode()) <= tokens * BYTES_PER_TOKEN for piece in pieces)
 
 
 WORDS = st.lists(st.sampled_from(["a", "few", "words", "länger", "文字。", "end.", "\n", "\n\n"]))
@@ -124,7 +124,7 @@ def test_a_character_of_many_bytes_is_more_of_a_token() -> None:
 
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=40), st.integers(1, 30))
 def test_groups_hold_every_text_in_order_and_two_at_least(texts: list[str], tokens: int) -> None:
-    groups = grouped(texts, tokens)
+    groups = join(texts, tokens)
     assert "\n\n".join(groups) == "\n\n".join(texts)
     assert len(groups) <= max(1, len(texts) // 2)
 
@@ -295,7 +295,7 @@ def test_an_end_after_an_end_reads_what_has_come_since(provider: Provider) -> No
 
 
 def test_an_end_of_nothing_is_refused(provider: Provider) -> None:
-    with pytest.raises(BadRequest, match="No piece has come yet") as error:
+    with pytest.raises(BadRequest, match="No piece has been sent yet") as error:
         events(summary(provider), {"finish": True})
     assert error.value.field == "input.finish"
     assert provider.calls == []
@@ -305,7 +305,7 @@ def test_what_came_before_tells_whether_it_can_be_an_end(provider: Provider) -> 
     chain = Summary(Settings(model="openai:x", base_url=provider.url))
     unanswered = [Turn("A piece that failed.", ""), Turn("Another.", " ")]
     for turns in ([], unanswered):
-        with pytest.raises(BadRequest, match="No piece has come yet") as error:
+        with pytest.raises(BadRequest, match="No piece has been sent yet") as error:
             chain.check_history({"finish": True}, lambda turns=turns: turns)  # type: ignore[misc]
         assert error.value.field == "input.finish"
     chain.check_history({"finish": True}, lambda: [*unanswered, Turn("A third.", "Three.")])

@@ -1,4 +1,4 @@
-"""`agent`: a model with tools, as LangChain's own ReAct agent, a LangGraph graph."""
+"""The built-in chain `agent`: a model with tools. It is LangChain's ReAct agent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _PROMPT = (
 
 
 def agent(model: BaseChatModel, settings: Settings) -> CompiledStateGraph[Any, Any, Any, Any]:
-    """A graph of `{"messages": [message, …]}`. Raises ConfigError where it cannot be made."""
+    """Return a graph that takes `{"messages": [message, …]}`.
+
+    Raises ConfigError if LangGraph is not installed or the documents folder does not exist.
+    """
     try:
         from langchain.agents import create_agent
     except ImportError as missing:

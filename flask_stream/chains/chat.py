@@ -1,4 +1,4 @@
-"""`chat`: a conversation with a model, as an LCEL chain."""
+"""The built-in chain `chat`: a conversation with a model, as an LCEL chain."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from ..config import Settings
 
 
 def chat(model: BaseChatModel, settings: Settings) -> Runnable[dict[str, Any], BaseMessage]:
-    """A chain of `{"question": str, "history": [message, …]}`, which streams message chunks."""
+    """Return a chain that takes `{"question": str, "history": [message, …]}`.
+
+    It streams message chunks.
+    """
     prompt = ChatPromptTemplate.from_messages(
         [
-            # Not a template: a brace in it is a brace.
+            # A variable: braces in the settings' prompt are not parsed as a template.
             ("system", "{system}"),
             MessagesPlaceholder("history", optional=True),
             ("human", "{question}"),

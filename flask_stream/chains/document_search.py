@@ -1,9 +1,10 @@
 """A folder of Markdown and text files, searched by SQLite's full-text index (FTS5).
 
-The index is in memory, made when it is first asked, and looks at each question which files are
-new, changed or gone. Links that lead out of the folder are not followed. All of that is done on
-a thread of its own: files and SQLite are waited for without gevent's knowledge, and no stream of
-the worker would move meanwhile.
+The index is in memory and is created by the first search. Each search first updates the index for
+files that are new, changed or deleted. Links that lead out of the folder are not followed.
+
+All of this runs on a native thread, because file access and SQLite do not cooperate with gevent:
+in a greenlet, they would block all streams of the worker.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from ..concurrency.native_thread import NativeThread
 
 logger = logging.getLogger(__name__)
 
-KINDS = {".md", ".markdown", ".txt"}
-#: Bytes of a file, files of a folder, characters of a passage, passages of an answer.
-LARGEST, MOST, PASSAGE, HITS = 2_000_000, 5_000, 1_200, 5
+SUFFIXES = {".md", ".markdown", ".txt"}
+#: Limits: bytes of a file, files in a folder, characters of a passage, passages in a result.
+MAX_BYTES, MAX_FILES, PASSAGE_LENGTH, MAX_HITS = 2_000_000, 5_000, 1_200, 5
 
-#: What is another when a file, or who may read it, has changed: two times, and the bytes.
+#: Modification time, status change time and size. Differs if the file or its mode has changed.
 _State = tuple[int, int, int]
 
 _TABLE = """
@@ -36,90 +37,101 @@ _TABLE = """
 
 
 class Hit(NamedTuple):
-    """A passage: where it is from, under which heading, and its text."""
+    """A passage: the name of its file, the heading above it, and its text."""
 
     file: str
     title: str
     passage: str
 
 
-class _Known(NamedTuple):
-    """A file in the index: its state when it was read, and the rows that its passages are."""
+class _IndexedFile(NamedTuple):
+    """A file in the index: its state when it was read, and the rows of its passages."""
 
     state: _State
     rows: range
 
 
 class DocumentIndex:
-    """The files of one folder. It may be made before a fork, and is asked after it."""
+    """The index of one folder. It may be created before a fork, but only searched after it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
         self._thread = NativeThread()
-        # From here on: the thread's own.
+        # Only the native thread uses the following attributes.
         self._connection: sqlite3.Connection | None = None
-        self._known: dict[Path, _Known] = {}
+        self._indexed: dict[Path, _IndexedFile] = {}
         self._rows = 0
 
     def search(self, query: str) -> list[Hit]:
-        """The passages that fit the words best; none for a query without any word.
+        """Return the passages that match best; none if the query contains no words.
 
-        Searches wait for each other. A caller that is interrupted leaves at once.
+        Only one search runs at a time. A caller that is interrupted returns at once.
         """
         words = re.findall(r"\w+", query)[:32]
         if not words:
             return []
-        # Quoted, so that no word of the query is one of FTS5's own.
+        # Quoted, because FTS5 would read words such as AND as operators.
         return self._thread.call(self._search, " OR ".join(f'"{word}"' for word in words))
 
-    def _search(self, wanted: str) -> list[Hit]:
+    def _search(self, expression: str) -> list[Hit]:
         if self._connection is None:
-            # Closed on another thread when the interpreter goes.
+            # Another thread closes the connection when the interpreter exits.
             self._connection = sqlite3.connect(":memory:", check_same_thread=False)
             self._connection.execute(_TABLE)
         with self._connection as connection:
-            known = self._refreshed(connection)
-        self._known = known
+            indexed = self._update(connection)
+        # Only after the commit: on an error, the index and this dictionary keep their old state.
+        self._indexed = indexed
         rows = connection.execute(
             "SELECT file, title, body FROM passages WHERE passages MATCH ? ORDER BY rank LIMIT ?",
-            (wanted, HITS),
+            (expression, MAX_HITS),
         )
         return [Hit(*row) for row in rows]
 
-    def _refreshed(self, connection: sqlite3.Connection) -> dict[Path, _Known]:
-        """What there is in the index once it is as the folder is now."""
-        there = dict(self._files())
-        kept = {path: one for path, one in self._known.items() if there.get(path) == one.state}
-        # By their numbers: a file's name has no index, so each would be a look at everything.
+    def _update(self, connection: sqlite3.Connection) -> dict[Path, _IndexedFile]:
+        """Update the index to the folder's current files, and return its new contents."""
+        current = dict(self._files())
+        kept = {
+            path: file for path, file in self._indexed.items() if current.get(path) == file.state
+        }
+        # By row id: the column `file` is not indexed, so each deletion would scan the table.
         connection.executemany(
             "DELETE FROM passages WHERE rowid = ?",
-            [(row,) for path in self._known.keys() - kept.keys() for row in self._known[path].rows],
+            [
+                (row,)
+                for path in self._indexed.keys() - kept.keys()
+                for row in self._indexed[path].rows
+            ],
         )
         return {
-            path: kept.get(path) or _Known(state, self._read(connection, path))
-            for path, state in there.items()
+            path: kept.get(path) or _IndexedFile(state, self._read(connection, path))
+            for path, state in current.items()
         }
 
     def _files(self) -> Iterator[tuple[Path, _State]]:
         count = 0
         for path in sorted(self._folder.rglob("*")):
-            if path.suffix.lower() not in KINDS:
+            if path.suffix.lower() not in SUFFIXES:
                 continue
-            with suppress(OSError):  # it has gone meanwhile, or may not be seen
+            with suppress(OSError):  # deleted meanwhile, or not accessible
                 if path.is_file() and path.resolve().is_relative_to(self._folder):
                     stat = path.stat()
-                    if stat.st_size <= LARGEST and count < MOST:
+                    if stat.st_size <= MAX_BYTES and count < MAX_FILES:
                         count += 1
                         yield path, (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
 
     def _read(self, connection: sqlite3.Connection, path: Path) -> range:
-        """Add the file's passages; their rows. None of a file that cannot be read."""
-        # A name need not be text in UTF-8.
+        """Add the passages of a file and return their rows. An unreadable file has none."""
+        # File names are not necessarily valid UTF-8.
         name = os.fsencode(path.relative_to(self._folder)).decode("utf-8", "replace")
         try:
             text = path.read_text("utf-8", errors="replace")
         except OSError as error:
-            logger.warning("documents: %s is not searched: %s", name, error.strerror or error)
+            logger.warning(
+                "documents: cannot read %s, which is not searched: %s",
+                name,
+                error.strerror or error,
+            )
             return range(0)
         found = list(passages(text, Path(name).stem))
         rows = range(self._rows, self._rows + len(found))
@@ -132,20 +144,20 @@ class DocumentIndex:
 
 
 def passages(text: str, title: str) -> Iterator[tuple[str, str]]:
-    """A text's passages with the heading that each stands under; cut at blank lines."""
+    """Yield pairs of heading and passage. Passages are cut at blank lines where possible."""
     body: list[str] = []
     length = 0
     for part in re.split(r"\n\s*\n", text):
         heading = re.match(r"#{1,6}\s+(.+)", part.strip())
-        if body and (heading or length + len(part) > PASSAGE):
+        if body and (heading or length + len(part) > PASSAGE_LENGTH):
             yield title, "\n\n".join(body)
             body, length = [], 0
         if heading:
             title = heading[1].strip("# \n")
-        for begin in range(0, len(part), PASSAGE):
-            piece = part[begin : begin + PASSAGE].strip()
+        for begin in range(0, len(part), PASSAGE_LENGTH):
+            piece = part[begin : begin + PASSAGE_LENGTH].strip()
             if piece:
-                if length and length + len(piece) > PASSAGE:
+                if length and length + len(piece) > PASSAGE_LENGTH:
                     yield title, "\n\n".join(body)
                     body, length = [], 0
                 body.append(piece)

@@ -1,4 +1,4 @@
-"""The model that the settings name, made when it is first asked; and the one that stands in."""
+"""The model that the settings name, with retries and a fallback model."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from ..errors import ErrorCode, RunFailed
 from ..sources.finish_reasons import is_complete
 from .langchain_internals import generate_unreported, stream_unreported, streams
 from .local_model import ModelUnavailable
-from .models import chosen, fallback, maker
-from .retries import backoff, own_retries, passes
+from .models import configured_model, fallback_model, model_factory
+from .retries import backoff, is_temporary, own_retries
 
 logger = logging.getLogger(__name__)
 
-#: Blocks of content that may be without any.
-_EMPTY = {"text", "reasoning"}
-#: Errors that say why a model has failed. What else comes out of one is its error, too.
-_SAYING = (RunFailed, ModelError, TimeoutError, ConnectionError)
+#: Types of content blocks that may be empty.
+_MAY_BE_EMPTY = {"text", "reasoning"}
+#: Errors whose type says why a model failed. A model may raise any other type as well.
+_KNOWN_ERRORS = (RunFailed, ModelError, TimeoutError, ConnectionError)
 
 
 class FallbackModel(BaseChatModel):
-    """Asks the settings' model, once more where it fails before its first token, then the fallback.
+    """Calls the model of the settings. If it fails, repeats the request, then calls the fallback.
 
-    That is the first text, reasoning or piece of a tool call. Never after it: what has been shown
-    is not said again in other words. What a server refuses, the model's client asks for again; an
-    answer that breaks off is asked for again here. Neither more often than the settings say.
+    It does so only before the first token: text, reasoning, or a piece of a tool call. After that,
+    a second answer would contradict what the user has already seen. The model's own client repeats
+    a request that got no answer. This class repeats one whose answer broke off. Both together
+    respect the settings' number of retries.
 
-    Raises ConfigError for settings that cannot work, when it is made; and what a model raises, or
-    Fault where that does not tell that it was a model's.
+    The constructor raises ConfigError for invalid settings. A call raises what the model raises, or
+    RunFailed if the type of that error does not show that it comes from a model.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -57,24 +58,24 @@ class FallbackModel(BaseChatModel):
     _models: list[Callable[[], BaseChatModel]] = PrivateAttr(default_factory=list)
 
     def model_post_init(self, context: Any, /) -> None:
-        asked = {
-            "STREAM_MODEL": chosen(self.settings),
-            "STREAM_FALLBACK_MODEL": fallback(self.settings),
+        models = {
+            "STREAM_MODEL": configured_model(self.settings),
+            "STREAM_FALLBACK_MODEL": fallback_model(self.settings),
         }
-        for setting, model in asked.items():
+        for setting, model in models.items():
             if model is not None:
-                self._models.append(_once(maker(setting, model, self.settings)))
+                self._models.append(_once(model_factory(setting, model, self.settings)))
 
     @property
     def _llm_type(self) -> str:
-        return "chosen"
+        return "fallback"
 
     def bind_tools(
         self,
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
         **options: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        # Each provider has a form of its own for them: they are bound when one is asked.
+        # Each provider has its own format for tools, so they are bound for each call.
         return self.model_copy(update={"tools": tools, "options": options})
 
     def _stream(
@@ -84,52 +85,53 @@ class FallbackModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        most = self.settings.model_retries + 1
-        for place, make in enumerate(self._models, 1):
-            final = place == len(self._models)
-            asked = 0
-            again = True
-            while again:
-                # What says nothing is held back, but only while it could be asked for once more.
-                begun = final and asked + 1 >= most
-                heard = False
-                held: list[ChatGenerationChunk] = []
+        max_attempts = self.settings.model_retries + 1
+        for number, make in enumerate(self._models, 1):
+            is_last = number == len(self._models)
+            attempts = 0
+            retry = True
+            while retry:
+                # Chunks without content are buffered while the request might still be repeated.
+                begun = is_last and attempts + 1 >= max_attempts
+                answered = False
+                buffer: list[ChatGenerationChunk] = []
                 model: BaseChatModel | None = None
                 try:
                     model = make()
-                    with closing(self._asked(model, messages, stop, kwargs)) as chunks:
+                    with closing(self._chunks(model, messages, stop, kwargs)) as chunks:
                         for chunk in chunks:
-                            heard = True
-                            held.append(chunk)
-                            begun = begun or _says(chunk.message)
-                            while begun and held:
-                                yield _told(held.pop(0), run_manager)
-                    if not heard or not (begun or _ended(held)):
+                            answered = True
+                            buffer.append(chunk)
+                            begun = begun or _has_content(chunk.message)
+                            while begun and buffer:
+                                yield _report(buffer.pop(0), run_manager)
+                    if not answered or not (begun or _ended(buffer)):
                         raise RunFailed(ErrorCode.MODEL_ERROR)
                 except Exception as error:
-                    took = 1 if heard or model is None else 1 + own_retries(model, error)
-                    asked += took
-                    again = not begun and asked + took <= most and passes(error)
-                    if begun or (final and not again):
-                        fault = _fault(error)
-                        if fault is None:
+                    used = 1 if answered or model is None else 1 + own_retries(model, error)
+                    attempts += used
+                    retry = not begun and attempts + used <= max_attempts and is_temporary(error)
+                    if begun or (is_last and not retry):
+                        failure = _run_failed(error)
+                        if failure is None:
                             raise
-                        raise fault from error
-                    logger.warning("model: %s: %s", error, "again" if again else "the fallback")
+                        raise failure from error
+                    next_step = "retrying" if retry else "using the fallback model"
+                    logger.warning("model: failed: %s; %s", error, next_step)
                 else:
-                    for chunk in held:
-                        yield _told(chunk, run_manager)
+                    for chunk in buffer:
+                        yield _report(chunk, run_manager)
                     return
-                tasks.pause(backoff(asked) if again else 0)
+                tasks.pause(backoff(attempts) if retry else 0)
 
-    def _asked(
+    def _chunks(
         self,
         model: BaseChatModel,
         messages: list[BaseMessage],
         stop: list[str] | None,
         options: dict[str, Any],
     ) -> Generator[ChatGenerationChunk, None, None]:
-        """One model's answer; whole, where it cannot stream. No callback hears of it twice."""
+        """Stream a model's answer without callbacks. If it cannot stream, yield a single chunk."""
         bound: Runnable[Any, Any] = model
         if self.tools:
             bound = model.bind_tools(self.tools, **self.options)
@@ -137,14 +139,14 @@ class FallbackModel(BaseChatModel):
                 options = {**bound.kwargs, **options}
                 bound = bound.bound
         if not isinstance(bound, BaseChatModel):
-            raise TypeError(f"{type(model).__name__}.bind_tools gives no chat model")
+            raise TypeError(f"{type(model).__name__}.bind_tools must return a chat model")
         if streams(bound, options):
             if bound.rate_limiter:
                 bound.rate_limiter.acquire(blocking=True)
             yield from stream_unreported(bound, messages, stop, options)
         else:
             result = generate_unreported(bound, messages, stop, options)
-            yield _whole(result.generations[0].message)
+            yield _as_chunk(result.generations[0].message)
 
     def _generate(
         self,
@@ -156,16 +158,17 @@ class FallbackModel(BaseChatModel):
         return generate_from_stream(self._stream(messages, stop, run_manager, **kwargs))
 
 
-def _told(
+def _report(
     chunk: ChatGenerationChunk, run_manager: CallbackManagerForLLMRun | None
 ) -> ChatGenerationChunk:
+    """Pass the chunk to the callbacks and return it."""
     if run_manager is not None:
         run_manager.on_llm_new_token(str(chunk.text), chunk=chunk)
     return chunk
 
 
-def _whole(message: BaseMessage) -> ChatGenerationChunk:
-    """A message as the one chunk of a stream."""
+def _as_chunk(message: BaseMessage) -> ChatGenerationChunk:
+    """Return a whole message as the only chunk of a stream."""
     if isinstance(message, AIMessageChunk):
         return ChatGenerationChunk(message=message)
     fields = message.model_dump(exclude={"type", "tool_calls", "invalid_tool_calls"})
@@ -186,40 +189,41 @@ def _whole(message: BaseMessage) -> ChatGenerationChunk:
     )
 
 
-def _says(message: BaseMessage) -> bool:
-    """Whether it has any text, reasoning, piece of a tool call, or other content to be shown."""
+def _has_content(message: BaseMessage) -> bool:
+    """Return whether the message has text, reasoning, a piece of a tool call, or other content."""
     if message.text or message.additional_kwargs.get("reasoning_content"):
         return True
     if isinstance(message, AIMessageChunk) and message.tool_call_chunks:
         return True
     blocks: list[Any] = [*message.content_blocks]
-    return any(block.get(block["type"], block["type"] not in _EMPTY) for block in blocks)
+    return any(block.get(block["type"], block["type"] not in _MAY_BE_EMPTY) for block in blocks)
 
 
 def _ended(chunks: list[ChatGenerationChunk]) -> bool:
-    """Whether an answer without content is over."""
-    about: dict[str, Any] = {}
+    """Return whether an answer without content is complete."""
+    metadata: dict[str, Any] = {}
     for chunk in chunks:
-        about |= (chunk.generation_info or {}) | chunk.message.response_metadata
-    return is_complete(about)
+        metadata |= (chunk.generation_info or {}) | chunk.message.response_metadata
+    return is_complete(metadata)
 
 
-def _fault(error: Exception) -> RunFailed | None:
-    """The code of what a model has failed with, where the error itself does not say it."""
+def _run_failed(error: Exception) -> RunFailed | None:
+    """Return the error with the code of a model's failure; None if its own type shows it."""
     if isinstance(error, ModelUnavailable):
         return RunFailed(ErrorCode.MODEL_UNAVAILABLE)
-    says = isinstance(error, _SAYING) or isinstance(getattr(error, "status_code", None), int)
-    return None if says else RunFailed(ErrorCode.MODEL_ERROR)
+    known = isinstance(error, _KNOWN_ERRORS) or isinstance(getattr(error, "status_code", None), int)
+    return None if known else RunFailed(ErrorCode.MODEL_ERROR)
 
 
-def _once(first: Callable[[], BaseChatModel]) -> Callable[[], BaseChatModel]:
+def _once(factory: Callable[[], BaseChatModel]) -> Callable[[], BaseChatModel]:
+    """Return a function that calls `factory` once and always returns the same model."""
     made: list[BaseChatModel] = []
     lock = threading.Lock()
 
     def make() -> BaseChatModel:
-        with lock:  # the first question may come with others beside it
+        with lock:  # the first runs may be concurrent
             if not made:
-                made.append(first())
+                made.append(factory())
             return made[0]
 
     return make

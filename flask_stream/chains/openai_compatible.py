@@ -1,4 +1,4 @@
-"""ChatOpenAI for every server that speaks its protocol: with what many of them say beside it."""
+"""ChatOpenAI for all servers with OpenAI's protocol, including their reasoning field."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic import model_validator
 
 from .langchain_internals import remove_openai_identity
 
-#: What a delta's reasoning is called: by DeepSeek, llama.cpp and vLLM; by Ollama and OpenRouter.
-_NAMES = ("reasoning_content", "reasoning")
+#: The field of a delta for reasoning: of DeepSeek, llama.cpp and vLLM; of Ollama and OpenRouter.
+_REASONING_KEYS = ("reasoning_content", "reasoning")
 
 
 class Compatible(ChatOpenAI):
-    """Keeps the reasoning that a delta has beside its content, which ChatOpenAI leaves out."""
+    """Keeps the reasoning in a delta, which ChatOpenAI drops."""
 
     def _convert_chunk_to_generation_chunk(
         self,
@@ -24,25 +24,26 @@ class Compatible(ChatOpenAI):
         default_chunk_class: type,
         base_generation_info: dict[str, Any] | None,
     ) -> ChatGenerationChunk | None:
-        made = super()._convert_chunk_to_generation_chunk(
+        converted = super()._convert_chunk_to_generation_chunk(
             chunk, default_chunk_class, base_generation_info
         )
-        if made is not None and isinstance(made.message, AIMessageChunk):
+        if converted is not None and isinstance(converted.message, AIMessageChunk):
             for choice in chunk.get("choices") or ():
                 delta = choice.get("delta") or {}
-                text = next((delta[name] for name in _NAMES if delta.get(name)), None)
+                text = next((delta[name] for name in _REASONING_KEYS if delta.get(name)), None)
                 if isinstance(text, str):
-                    made.message.additional_kwargs["reasoning_content"] = text
-        return made
+                    converted.message.additional_kwargs["reasoning_content"] = text
+        return converted
 
 
-class Elsewhere(Compatible):
-    """For a server that is not OpenAI's: it is not told what the environment has for OpenAI.
+class ThirdParty(Compatible):
+    """For servers other than OpenAI's. Does not send what the environment sets for OpenAI.
 
-    That is an organization, a project, and headers (`OPENAI_CUSTOM_HEADERS`), which may be keys.
+    That is the organization, the project and headers (`OPENAI_CUSTOM_HEADERS`). They may contain
+    secrets.
     """
 
     @model_validator(mode="after")
-    def _tell_nothing_of_openai(self) -> Self:
+    def _remove_openai_identity(self) -> Self:
         remove_openai_identity(self)
         return self
