@@ -111,6 +111,8 @@ def open_checkpoints(url: str, folder: str) -> Any:
     Relative paths in `sqlite:///…` are relative to `folder`. The saver connects when it is first
     used, in each process.
     """
+    if not url:
+        return None
     scheme, separator, rest = url.partition("://")
     open = _checkpoints.get(scheme) if separator else None
     if open is None or (scheme == "sqlite" and not rest.removeprefix("/")):
@@ -149,6 +151,8 @@ def _redis_checkpoints(url: str, folder: str) -> LazySaver:
 
 
 def _memory_checkpoints(url: str, folder: str) -> LazySaver:
+    if url != "memory://":
+        raise ConfigError("STREAM_CHECKPOINTS", "is memory:// with text after it: remove the text")
     from .checkpoints.lazy import LazySaver, serializer
     from .checkpoints.memory import MemorySaver
 

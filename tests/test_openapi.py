@@ -88,7 +88,7 @@ def api(site: Site) -> Any:
 
 
 few = settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     database=None,

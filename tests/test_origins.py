@@ -471,11 +471,11 @@ def shares(answer: Response, origin: str | None, routed: bool = True) -> str | N
 def combinations() -> Iterator[Said]:
     for parts in itertools.product(SITES, MODES, DESTS, PURPOSES, ORIGINS, ACCEPTS):
         site, mode, dest, purpose, origin, accept = parts
-        # Of what a GET is refused for whatever else it says, every third will do.
-        refused = mode in ("no-cors", "navigate", "websocket") or purpose or dest == "script"
-        if refused and hash_of(*parts) % 3:
+        # All that may start a run; of the others a sample, in which every pair of values occurs.
+        said = Said("GET", site, mode, dest, purpose, origin, accept)
+        if may_start(said) is False and hash_of(*parts) % 30:
             continue
-        yield Said("GET", site, mode, dest, purpose, origin, accept)
+        yield said
         if hash_of(*parts) % 20 == 0:
             yield Said("HEAD", site, mode, dest, purpose, origin, accept)
     kinds = ((None, None), ("cors", "empty"), ("no-cors", "empty"), ("navigate", "iframe"))
@@ -517,7 +517,7 @@ def test_every_combination_of_headers_does_what_was_asked_for(
         if not good or trouble:
             wrong.append((answer.status, trouble, said))
     connection.close()
-    assert count > 3000
+    assert count > 2000
     assert len(expected) > 50
     assert wrong[:10] == [], f"{len(wrong)} of {count}"
     calls = asked(provider, site)

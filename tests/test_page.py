@@ -631,4 +631,4 @@ def test_a_conversation_opens_by_its_address(page: Page, site: Server, provider:
     said = [message["content"] for message in provider.calls[1].json["messages"]]
     assert said[-3:] == ["The capital of Japan?", "Tokyo.", "And of France?"]
     visit(other, f"{site.url}/c/{'0' * 32}")
-    expect(other.locator("#problem")).to_have_text("This conversation cannot be opened here.")
+    expect(other.locator("#problem")).to_have_text("This conversation cannot be opened.")

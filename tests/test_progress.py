@@ -201,7 +201,7 @@ def test_to_tell_something_is_a_sign_of_life(
         return "finished"
 
     events = ask(source_of(work), RunLimits(first=1.2, silence=1.2, total=30)).until("end")
-    assert events[-1][1] == {"status": "done", "finish_reason": "stop", "error": None}
+    assert events[-1][1] == {"status": "done", "finish_reason": None, "error": None}
 
 
 def test_a_nodes_words_and_what_it_tells_of_them_come_in_their_order(
