@@ -1,6 +1,6 @@
-"""The chat page in headless Chromium: fixtures, and what a person does with it.
+"""The chat page in headless Chromium: fixtures, and functions that use the page as a person does.
 
-A test module takes what it needs as its own: `site, page = chromium.site, chromium.page`.
+A test module imports the fixtures that it needs: `site, page = chromium.site, chromium.page`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ ARGUMENTS = [
 PATIENCE = 20_000  # milliseconds; a deadline, never a measurement
 
 needed = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs a browser: install chromium, or name one in CHROMIUM"
+    CHROMIUM is None, reason="needs a browser: install chromium, or set CHROMIUM to its path"
 )
 
 
 @pytest.fixture(scope="module")
 def site(_provider: Provider) -> Iterator[Server]:
-    """The service with its usual time limits: a browser on a busy machine may need a while."""
+    """The service with its default time limits, because a browser is slow on a busy machine."""
     env = environment(
         model="openai:scripted",
         model_retries=0,
@@ -61,17 +61,17 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def complaints() -> list[str]:
-    """What the browser's console has complained of, lost connections included."""
+    """The errors and warnings in the browser's console, including lost connections."""
     return []
 
 
 @pytest.fixture
 def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
-    """An empty page, which must have nothing to complain of: what a policy forbids, say."""
+    """An empty page. The test fails if the console shows an error, such as a policy violation."""
     with browser.new_context() as context:
         yield _watched(context.new_page(), complaints)
-    lost = "Failed to load resource"  # is for the test to judge
-    assert [words for words in complaints if not words.startswith(lost)] == []
+    lost = "Failed to load resource"  # tests that cut connections cause these
+    assert [line for line in complaints if not line.startswith(lost)] == []
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def _watched(page: Page, complaints: list[str]) -> Page:
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on(
         "console",
-        lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None,
+        lambda line: complaints.append(line.text) if line.type in ("error", "warning") else None,
     )
     return page
 
@@ -105,12 +105,12 @@ def ask(page: Page, question: str) -> None:
 
 
 def answer(page: Page) -> Locator:
-    """The newest answer."""
+    """Return the newest answer."""
     return page.locator(".answer").last
 
 
 def says(page: Page, text: str) -> None:
-    """Waits until the newest answer is just that."""
+    """Wait until the newest answer is exactly this text."""
     expect(answer(page)).to_have_text(text, timeout=PATIENCE)
 
 
@@ -124,7 +124,7 @@ def run_ids(page: Page) -> list[str]:
 
 
 def log(run: str, *events: tuple[str, dict[str, Any]]) -> str:
-    """A run's log as the wire has it, from its first event on."""
+    """Return a run's events as the service sends them, from the first on."""
     frames = []
     for seq, (type, data) in enumerate(events, 1):
         name = "" if type == "chunk" else f"event: {type}\n"

@@ -1,4 +1,4 @@
-"""An app whose chains fail with a key in what they raise: `gunicorn tests.leaks:app`."""
+"""An app whose chains raise errors that contain a secret key: `gunicorn tests.leaks:app`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app.config.from_prefixed_env()
 
 
 def whose(request: Request) -> str | None:
-    """Who asks; nobody knows for a `Cookie: fail=1`."""
+    """Return the caller's user id. Raises LookupError for `Cookie: fail=1`."""
     if "fail" in request.cookies:
         raise LookupError(f"no directory at ldap://reader:{CANARY}@directory")
     return "somebody"
@@ -35,7 +35,7 @@ stream = FlaskStream(app, auth=whose)
 
 
 class Unspeakable(Exception):
-    """Cannot even be shown."""
+    """An exception whose text cannot be made."""
 
     def __str__(self) -> str:
         raise RuntimeError(CANARY)
@@ -49,7 +49,7 @@ def search(query: str) -> str:
 
 @tool
 def told(query: str) -> str:
-    """Search, and tell the model what has gone wrong."""
+    """Search, and report the error to the model."""
     raise ToolException(f"401 for key {CANARY}")
 
 
@@ -73,10 +73,10 @@ def in_a_thread(question: str) -> Iterator[str]:
 @stream.chain("told-tool")
 def in_what_a_tool_tells(question: str) -> Iterator[str | BaseMessage]:
     call = {"name": "told", "args": {"query": question}, "id": "call-1", "type": "tool_call"}
-    said = told.invoke(call)
-    assert isinstance(said, ToolMessage)
-    assert CANARY in said.content
-    yield said
+    message = told.invoke(call)
+    assert isinstance(message, ToolMessage)
+    assert CANARY in message.content
+    yield message
     yield "That did not work."
 
 

@@ -1,4 +1,4 @@
-"""Those who ask: what each of them sends along, made without the code that is to check it."""
+"""Credentials of the callers in the tests, made without the code under test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ISSUER = "https://issuer.example"
 AUDIENCE = "flask_stream"
 JWT_SECRET = "a secret of thirty-two characters or more"
 NOWHERE = "0123456789abcdef0123456789abcdef"
-#: What a browser's EventSource says, and what a caller of these functions need not.
+#: The header that a browser's EventSource sends.
 LISTEN = {"Accept": "text/event-stream"}
 Sent = Mapping[str, str]
 NOBODY: Sent = {}
@@ -45,7 +45,7 @@ NOBODY: Sent = {}
 def users(
     provider: Provider, folder: Path, *arguments: str, **settings: object
 ) -> Iterator[Server]:
-    """The app of `tests.users`, whose model is the provider."""
+    """Run the app of `tests.users`, whose model is the provider."""
     given: dict[str, object] = {
         "OPENAI_BASE_URL": provider.url,
         "USERS_FOLDER": folder,
@@ -63,11 +63,14 @@ def users(
 
 @contextmanager
 def releasing(provider: Provider) -> Iterator[None]:
-    """Let silent calls speak, those still to come included: a server waits for its runs."""
-    over = threading.Event()
+    """Release stalled calls of the model, now and later in the block.
+
+    A server that stops waits for its runs, and so for these calls.
+    """
+    done = threading.Event()
 
     def release() -> None:
-        while not over.wait(0.05):
+        while not done.wait(0.05):
             if any(not call.finished and not call.closed_at for call in list(provider.calls)):
                 provider.release()
 
@@ -76,13 +79,13 @@ def releasing(provider: Provider) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        done.set()
         thread.join()
 
 
 @dataclass(frozen=True)
 class Site:
-    """A running `tests.users`, and how its people are known: `session`, `jwt` or `own`."""
+    """A running `tests.users`, and how it identifies callers: `session`, `jwt` or `own`."""
 
     server: Server
     way: str = "session"
@@ -92,7 +95,7 @@ class Site:
         return self.server.url
 
     def person(self, name: str) -> dict[str, str]:
-        """What somebody sends along who has signed in, where there is a signing in."""
+        """Return the headers of a caller, who is signed in if there is a sign-in."""
         if self.way == "jwt":
             return bearer(token(sub=name))
         if self.way == "own":
@@ -100,7 +103,7 @@ class Site:
         return cookie(request("GET", f"{self.url}/"))
 
     def principal(self, person: Sent, name: str) -> str:
-        """Whose runs theirs are."""
+        """Return the principal of a caller."""
         if self.way != "session":
             return f"user:{name}"
         return f"session:{session_of(person)}"
@@ -111,7 +114,7 @@ class Site:
         return request("POST", f"{self.url}/runs", json=body, headers=who)
 
     def start(self, question: str, who: Sent = NOBODY, **fields: Any) -> str:
-        """Start a run; its id."""
+        """Start a run. Return its id."""
         answer = self.ask(question, who, **fields)
         assert answer.status == 201, answer.body
         run: str = answer.json()["run"]
@@ -121,18 +124,18 @@ class Site:
         return request("GET", f"{self.url}/runs/{run}", headers=who)
 
     def follow(self, run: str, who: Sent = NOBODY, query: str = "") -> Stream:
-        """An open stream of the run."""
+        """Return an open stream of the run."""
         return Stream(f"{self.url}/runs/{run}/events{query}", headers=who)
 
     def listen(
         self, question: str, who: Sent = NOBODY, chain: str = "chat", **query: str
     ) -> Stream:
-        """What `new EventSource(…)` opens."""
-        words = "".join(f"&{name}={quote(value)}" for name, value in query.items())
-        return Stream(f"{self.url}/stream_{chain}?question={quote(question)}{words}", headers=who)
+        """Open the stream that `new EventSource(…)` opens."""
+        extra = "".join(f"&{name}={quote(value)}" for name, value in query.items())
+        return Stream(f"{self.url}/stream_{chain}?question={quote(question)}{extra}", headers=who)
 
     def finished(self, question: str, who: Sent = NOBODY, **fields: Any) -> str:
-        """Start a run and wait for its end; its id."""
+        """Start a run and wait for its end. Return its id."""
         run = self.start(question, who, **fields)
         with self.follow(run, who) as stream:
             end = list(stream.events())[-1]
@@ -150,14 +153,14 @@ class Site:
 
 
 def cookie(answer: Response) -> dict[str, str]:
-    """What a browser sends from then on."""
+    """Return the header that a browser sends after this response."""
     given = answer.headers.get_all("Set-Cookie") or []
     assert len(given) == 1, answer.body
     return {"Cookie": given[0].partition(";")[0]}
 
 
 def sealed(value: object, salt: str, *, secret: str = SECRET, age: float = 0) -> str:
-    """A cookie's or a ticket's text as the service with that secret signed it `age` seconds ago."""
+    """Return a cookie or ticket as a service with that secret signed it `age` seconds ago."""
 
     class Earlier(TimestampSigner):
         def get_timestamp(self) -> int:
@@ -173,17 +176,17 @@ def sealed(value: object, salt: str, *, secret: str = SECRET, age: float = 0) ->
 
 
 def session_of(person: Sent) -> str:
-    """The session's id, which is there to be read in the cookie."""
-    said = re.match(r"stream_session=([\w-]+)\.", person["Cookie"])
-    assert said, person
-    return str(json.loads(base64.urlsafe_b64decode(said[1] + "=" * (-len(said[1]) % 4))))
+    """Return the session's id, which the cookie contains as plain text."""
+    match = re.match(r"stream_session=([\w-]+)\.", person["Cookie"])
+    assert match, person
+    return str(json.loads(base64.urlsafe_b64decode(match[1] + "=" * (-len(match[1]) % 4))))
 
 
-def altered(text: str, place: int) -> str:
-    """The text with one character changed so that it is another's in base64, too."""
-    other = "A" if text[place] != "A" else "Q"
-    place %= len(text)
-    return text[:place] + other + text[place + 1 :]
+def altered(text: str, index: int) -> str:
+    """Return the text with one character changed, so that the decoded base64 changes as well."""
+    other = "A" if text[index] != "A" else "Q"
+    index %= len(text)
+    return text[:index] + other + text[index + 1 :]
 
 
 # Tokens
@@ -191,30 +194,30 @@ def altered(text: str, place: int) -> str:
 
 @cache
 def key(name: str = "one") -> rsa.RSAPrivateKey:
-    """A private key, always the same for a name."""
+    """Return a private key, the same one for the same name."""
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 def pem(name: str = "one") -> str:
-    """The public half, as a setting has it."""
+    """Return the public key as the setting needs it."""
     public = key(name).public_key()
     return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def claims(**changed: object) -> dict[str, object]:
-    """A good token's claims; a change to None leaves one out."""
+    """Return the claims of a valid token with changes. A claim changed to None is left out."""
     now = time.time()
     good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "iat": int(now), "exp": int(now) + 600}
     return {name: value for name, value in (good | changed).items() if value is not None}
 
 
 def token(signer: str = "one", headers: dict[str, object] | None = None, **changed: object) -> str:
-    """A token that is signed with RS256."""
+    """Return a token that is signed with RS256."""
     return jwt.encode(claims(**changed), key(signer), "RS256", headers=headers)
 
 
 def by_hand(header: dict[str, object], secret: bytes = b"", **changed: object) -> str:
-    """A token as no library would make it: any header, and HS256 with any secret, or nothing."""
+    """Return a token that libraries refuse to make: any header, with HS256 or no signature."""
     head, body = (_base64(json.dumps(part).encode()) for part in (header, claims(**changed)))
     signed = f"{head}.{body}"
     digest = hmac.new(secret, signed.encode(), hashlib.sha256).digest() if secret else b""
@@ -238,17 +241,17 @@ JWT: dict[str, object] = {
 
 
 def settings(way: str) -> dict[str, object]:
-    """What a server is started with whose people are known in that way."""
+    """Return the settings of a server that identifies callers in that way."""
     if way == "jwt":
         return JWT | {"jwt_key": pem()}
     return {"USERS_AUTH": "own"} if way == "own" else {}
 
 
-# What is answered
+# Responses
 
 
 def refused(answer: Response, status: int, field: str | None = None) -> dict[str, Any]:
-    """Check that it is a problem document of that status, about that field; the document."""
+    """Check the status and field of a problem document. Return the document."""
     assert answer.status == status, answer.body
     assert answer.headers["Content-Type"] == "application/problem+json"
     problem: dict[str, Any] = answer.json()

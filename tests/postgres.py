@@ -1,4 +1,4 @@
-"""A real PostgreSQL of Debian's package on a free port, to be stopped and started again."""
+"""A real PostgreSQL server of Debian's package on a free port, which tests stop and restart."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-#: Whom it may run as: it refuses to be root.
+#: The user that runs the server, because PostgreSQL refuses to run as root.
 USER = "postgres"
 PASSWORD = "se:cret/@ß"
 _IN_URL = "se%3Acret%2F%40%C3%9F"
 
 
 def binaries() -> Path | None:
-    """The folder of `initdb` and `postgres`: the newest version's; None if none is installed."""
+    """Return the folder of the newest `initdb` and `postgres`, or None if none is installed."""
     found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
     return max(found, key=lambda path: int(path.parent.name), default=None)
 
 
 class Postgres:
-    """A server process, ready; it is stopped by its own id and leaves nothing behind."""
+    """A running server. `stop` ends its process and removes its files."""
 
     def __init__(self) -> None:
-        there = binaries()
-        assert there, "no PostgreSQL: apt-get install postgresql"
-        self._bin = there
+        folder = binaries()
+        assert folder, "no PostgreSQL: apt-get install postgresql"
+        self._bin = folder
         self._folder = tempfile.TemporaryDirectory(prefix="postgres-")
         self._data = f"{self._folder.name}/data"
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
-        self._as: dict[str, Any] = {"cwd": self._folder.name}
+        self._process_options: dict[str, Any] = {"cwd": self._folder.name}
         if os.geteuid() == 0:
             shutil.chown(self._folder.name, USER)
-            self._as |= {"user": USER, "group": USER, "extra_groups": []}
+            self._process_options |= {"user": USER, "group": USER, "extra_groups": []}
         try:
-            self._make()
+            self._init_database()
             self.start()
         except BaseException:
             self.stop()
@@ -50,18 +50,22 @@ class Postgres:
     def url(self) -> str:
         return f"postgres://stream:{_IN_URL}@127.0.0.1:{self.port}/postgres"
 
-    def _make(self) -> None:
+    def _init_database(self) -> None:
         password = Path(self._folder.name, "password")
         password.write_text(PASSWORD)
         password.chmod(0o644)
-        words = ["-D", self._data, "-U", "stream", "-A", "scram-sha-256", "-E", "UTF8"]
-        words += ["--locale", "C", "--no-sync", "--pwfile", str(password)]
+        options = ["-D", self._data, "-U", "stream", "-A", "scram-sha-256", "-E", "UTF8"]
+        options += ["--locale", "C", "--no-sync", "--pwfile", str(password)]
         subprocess.run(
-            [self._bin / "initdb", *words], check=True, capture_output=True, timeout=60, **self._as
+            [self._bin / "initdb", *options],
+            check=True,
+            capture_output=True,
+            timeout=60,
+            **self._process_options,
         )
 
     def start(self) -> None:
-        """Start it, on the port that it had before if it was started before."""
+        """Start the server, on its former port if it was started before."""
         self.port = self.port or _free_port()
         log = Path(self._folder.name, "log")
         settings = ["listen_addresses=127.0.0.1", "fsync=off", "max_connections=100"]
@@ -75,7 +79,7 @@ class Postgres:
                 stdin=subprocess.DEVNULL,
                 stdout=written,
                 stderr=written,
-                **self._as,
+                **self._process_options,
             )
         until = time.monotonic() + 30
         ready = [str(self._bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
@@ -85,7 +89,7 @@ class Postgres:
             time.sleep(0.05)
 
     def halt(self) -> None:
-        """End the process, with whoever is connected. Its files stay, for `start`."""
+        """End the process and its connections, but keep its files for `start`."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -101,7 +105,7 @@ class Postgres:
         self.start()
 
     def stop(self) -> None:
-        """End it and remove its files."""
+        """End the process and remove its files."""
         self.halt()
         self._folder.cleanup()
 

@@ -1,7 +1,7 @@
-"""A language model that says exactly what a test told it to, over a real socket.
+"""A scripted language model on a real socket.
 
-It speaks OpenAI's chat completions on loopback, is used through the real `ChatOpenAI`, and
-records what it was asked and the moment at which a client hung up:
+It serves OpenAI's chat completions on loopback. Tests use it through the real `ChatOpenAI`. It
+records the requests, and when a client closed its connection:
 
     with Provider(Script(["Hel", "lo"], stall=1)) as provider:
         model = ChatOpenAI(base_url=provider.url, api_key="test", model="scripted")
@@ -27,10 +27,11 @@ from typing import Any, Literal
 from .times import PATIENCE
 
 JSON = dict[str, Any]
-CANARY = "sk-canary-5e1f0d"  # in every error that is told here, never in what a person sees
+CANARY = "sk-canary-5e1f0d"  # in every error of the provider; clients must never see it
 Fault = Literal["rst", "fin", "short", "json", "utf8", "error", "html"]
-"""rst, fin: the connection ends in mid-body. short: the body ends properly, without finish_reason
-and [DONE]. json, utf8: unreadable. error: OpenAI's error object. html: a page, no stream."""
+"""rst, fin: the connection ends within the body. short: the body ends properly, but without
+finish_reason and [DONE]. json, utf8: invalid data. error: OpenAI's error object. html: a page
+instead of a stream."""
 RUBBISH: dict[str, bytes] = {
     "json": f'{{"id": "{CANARY}", "choices": [{{"del'.encode(),
     "utf8": b'{"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"content": "\xff\xfe"}}]}',
@@ -41,9 +42,9 @@ RUBBISH: dict[str, bytes] = {
 
 @dataclass(frozen=True)
 class Script:
-    """What the model says to one request: reasoning, then tokens, then tools.
+    """The response to one request: reasoning, then tokens, then tool calls.
 
-    Each piece of these counts as a token. A late token does not put off the next.
+    Each piece of these counts as a token. A late token does not delay the next one.
     """
 
     tokens: Iterable[str] = ("Hello", " ", "world")
@@ -52,16 +53,16 @@ class Script:
     first_delay: float = 0.0
     delay: float = 0.0  # seconds from token to token
     gated: bool = False  # each token waits for Provider.allow()
-    mute: bool = False  # not even a status line before release()
-    stall: int | None = None  # silent after that many tokens until release()
+    mute: bool = False  # sends nothing, not even a status line, before release()
+    stall: int | None = None  # silent after this many tokens until release()
     fault: Fault | None = None
     after: int = 0  # tokens before the fault
-    status: int = 200  # anything else refuses the request
+    status: int = 200  # any other status refuses the request
     retry_after: str | None = None
-    finish_reason: str | None = None  # else "stop" or "tool_calls"
+    finish_reason: str | None = None  # default: "stop" or "tool_calls"
 
     def deltas(self) -> Iterator[JSON]:
-        """OpenAI's `choices[0].delta`, piece by piece."""
+        """Yield the values of `choices[0].delta`."""
         yield from ({"reasoning_content": text} for text in self.reasoning)
         yield from ({"content": text} for text in self.tokens)
         for index, call in enumerate(self.calls()):
@@ -71,7 +72,7 @@ class Script:
                 yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
 
     def calls(self) -> list[JSON]:
-        """The tool calls, each in one piece."""
+        """Return the tool calls, each in one piece."""
         functions = [{"name": name, "arguments": json.dumps(given)} for name, given in self.tools]
         return [
             {"id": f"call_{function['name']}_{index}", "type": "function", "function": function}
@@ -80,25 +81,25 @@ class Script:
 
 
 class Call:
-    """One request, and what became of it. Times are `time.monotonic()`."""
+    """One request and its progress. Times are `time.monotonic()`."""
 
     def __init__(self, request: JSON, headers: dict[str, str], news: threading.Condition) -> None:
         self.json = request
         self.headers = headers  # names in lower case
         self.at = time.monotonic()
-        self.sent = 0  # counted just before the write, so that a token once read is counted
-        self.finished = False  # the script was played to its end, its fault included
-        self.closed_at: float | None = None  # when the client's closing was noticed
+        self.sent = 0  # counted before the write, so that a token that was read is counted
+        self.finished = False  # the script has ended, possibly with its fault
+        self.closed_at: float | None = None  # when the provider noticed that the client closed
         self._news = news
 
     @property
     def question(self) -> str:
-        """The text of the last user message."""
-        said = [m["content"] for m in self.json["messages"] if m["role"] == "user"] or [""]
-        return said[-1] if isinstance(said[-1], str) else "".join(p["text"] for p in said[-1])
+        """Return the text of the last user message."""
+        texts = [m["content"] for m in self.json["messages"] if m["role"] == "user"] or [""]
+        return texts[-1] if isinstance(texts[-1], str) else "".join(p["text"] for p in texts[-1])
 
     def wait_closed(self, timeout: float = PATIENCE) -> bool:
-        """True as soon as the client has hung up, False if the call finished or time ran out."""
+        """Wait until the client closes. Return False if the call finishes first, or too late."""
         with self._news:
             self._news.wait_for(lambda: self.finished or self.closed_at, timeout)
             return self.closed_at is not None
@@ -116,7 +117,7 @@ class Call:
 
 
 class Provider(ThreadingTCPServer):
-    """Serves on a free port of loopback until it is stopped; a question's own script goes first."""
+    """Serves on a free port of loopback until `stop`. `scripts` has scripts of single questions."""
 
     request_queue_size = 1024
 
@@ -128,14 +129,14 @@ class Provider(ThreadingTCPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         self.news = threading.Condition()
         self.gate = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
-        self.releases = [os.eventfd(0)]  # never read: once written, readable for all its calls
+        self.releases = [os.eventfd(0)]  # never read, so that one write wakes all calls that wait
         self._open: set[Any] = set()
         self._errors: list[BaseException | None] = []
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
         self._thread.start()
 
     def stop(self) -> None:
-        """Cuts every connection, waits for every thread, raises what went wrong in one."""
+        """Close all connections, wait for all threads, and raise an error that happened in one."""
         if not self._thread.is_alive():
             return
         self.shutdown()
@@ -154,7 +155,7 @@ class Provider(ThreadingTCPServer):
 
     @property
     def connections(self) -> int:
-        """How many connections are open, idle ones in a client's pool included."""
+        """Return how many connections are open, including idle ones in a client's pool."""
         return len(self._open)
 
     def wait_calls(self, count: int, timeout: float = PATIENCE) -> bool:
@@ -162,17 +163,17 @@ class Provider(ThreadingTCPServer):
             return self.news.wait_for(lambda: len(self.calls) >= count, timeout)
 
     def allow(self, count: int = 1) -> None:
-        """Lets gated calls, also those still to come, say that many more tokens in all."""
+        """Let present and future gated calls send `count` more tokens in total."""
         os.eventfd_write(self.gate, count)
 
     def release(self) -> None:
-        """Ends the stalls and gates of all calls made so far, also those yet to be reached."""
+        """End present and future stalls and gates of all calls that have been made."""
         with self.news:
             os.eventfd_write(self.releases[-1], 1)
             self.releases.append(os.eventfd(0))
 
     def record(self, call: Call) -> tuple[Script, int]:
-        """The call's script, and the descriptor on which to hear of its release."""
+        """Record a call. Return its script, and a descriptor that is readable after `release`."""
         with self.news:
             self.calls.append(call)
             self.news.notify_all()
@@ -199,13 +200,13 @@ class _Handler(BaseHTTPRequestHandler):
     server: Provider
 
     def log_message(self, *_: object) -> None:
-        """Prints nothing."""
+        """Log nothing."""
 
     def do_POST(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         length = int(headers["content-length"])
         raw = self.rfile.read(length)
-        if len(raw) < length:  # stopped while it asked
+        if len(raw) < length:  # the client stopped while it sent
             self.close_connection = True
             return
         request = json.loads(raw)
@@ -232,7 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end(RUBBISH[page]) if page else self.play(script)
 
     def play(self, script: Script) -> None:
-        said = ""
+        text = ""
         self.say({"role": "assistant", "content": "", "refusal": None})
         due = time.monotonic() + script.first_delay
         for count, delta in enumerate(itertools.chain(script.deltas(), [None])):
@@ -246,16 +247,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.wait(due=due)
             due += script.delay
             while script.gated and self.released not in self.wait(self.server.gate, self.released):
-                with contextlib.suppress(BlockingIOError):  # another call was quicker
+                with contextlib.suppress(BlockingIOError):  # another call read it first
                     os.eventfd_read(self.server.gate)
                     break
             self.call.update(sent=1)
             self.say(delta)
-            said += delta.get("content", "")
-        return self.conclude(script, said)
+            text += delta.get("content", "")
+        return self.conclude(script, text)
 
     def wait(self, *wake: int, due: float | None = None) -> list[int]:
-        """Until one can be read or it is due; raises as soon as the client has hung up."""
+        """Wait until a descriptor is readable or `due`. Return the readable ones.
+
+        Raises ConnectionError when the client closes.
+        """
         poll = select.poll()
         poll.register(self.connection, select.POLLRDHUP)
         for descriptor in wake:
@@ -275,12 +279,12 @@ class _Handler(BaseHTTPRequestHandler):
         body |= {"model": self.call.json["model"], "created": 1, "usage": usage}
         return json.dumps(body | {"choices": [{"index": 0} | choice] if choice else []}).encode()
 
-    def conclude(self, script: Script, said: str) -> None:
+    def conclude(self, script: Script, text: str) -> None:
         reason = script.finish_reason or ("tool_calls" if script.tools else "stop")
-        asked, sent = len(str(self.call.json["messages"]).split()), self.call.sent
-        usage = {"prompt_tokens": asked, "completion_tokens": sent, "total_tokens": asked + sent}
+        prompt, sent = len(str(self.call.json["messages"]).split()), self.call.sent
+        usage = {"prompt_tokens": prompt, "completion_tokens": sent, "total_tokens": prompt + sent}
         if not self.streams:
-            message = {"role": "assistant", "content": said, "tool_calls": script.calls() or None}
+            message = {"role": "assistant", "content": text, "tool_calls": script.calls() or None}
             return self.end(self.body(usage, message=message, finish_reason=reason))
         self.say({}, reason)
         if self.call.json.get("stream_options", {}).get("include_usage"):
@@ -292,7 +296,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault not in ("rst", "fin"):
             return self.end(RUBBISH.get(fault, b""))
         self.call.update(finished=True)
-        linger = struct.pack("ii", fault == "rst", 0)  # for no time at all: a RST
+        linger = struct.pack("ii", fault == "rst", 0)  # lingering for zero seconds sends a RST
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         return os.close(self.connection.detach())  # close() would wait for rfile and wfile
 

