@@ -81,7 +81,7 @@ def make_service(
     access = Access(app, settings, store)
     limits = RunLimits(settings.first_token_timeout, settings.silence_timeout, settings.run_timeout)
     times = RunTimes(limits, settings.lease, settings.keep)
-    runs = Runs(store, AppChains(chains, checkpoints, settings), times, access.quotas.spent)
+    runs = Runs(store, AppChains(chains, checkpoints, settings), times, access.quotas.add_tokens)
     connection_limits = ConnectionLimits(
         settings.heartbeat, settings.write_timeout, settings.max_body
     )

@@ -27,7 +27,7 @@ _STOP_TIMEOUT = 2.0
 class LiveRuns:
     """The live runs of this process.
 
-    `spent` is called with a run's principal and the tokens that it used. It may raise StoreError.
+    `add_tokens` is called with a run's principal and tokens used. It may raise StoreError.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class LiveRuns:
         store: Store,
         chains: Mapping[str, Chain],
         times: RunTimes,
-        spent: Callable[[str, int], None],
+        add_tokens: Callable[[str, int], None],
     ) -> None:
         self.draining = False
         self.journal = Journal(store, retry_timeout=times.lease_duration, on_cancel=self.cancel)
         self._store = store
         self._chains = chains
         self._times = times
-        self._spent = spent
+        self._add_tokens = add_tokens
         self._runners: dict[str, Runner] = {}
         self._inputs = RunInputs(store, self.journal)
         self._recovery = Recovery(
@@ -114,7 +114,7 @@ class LiveRuns:
         try:
             if key is not None and runner.status != "done":
                 self._store.release_claim(key, run.id)
-            self._spent(run.principal, tokens)
+            self._add_tokens(run.principal, tokens)
         except StoreError as error:
             logger.error("store: %s: %d tokens were not counted", error, tokens)
         if self._runners.get(run.id) is runner:

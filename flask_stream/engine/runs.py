@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class Runs:
     """The runs of one service. `chains` may grow later.
 
-    `spent` is called with a run's principal and the tokens that it used. It may raise StoreError.
+    `add_tokens` is called with a run's principal and tokens used. It may raise StoreError.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Runs:
         store: Store,
         chains: Mapping[str, Chain],
         times: RunTimes,
-        spent: Callable[[str, int], None] = lambda principal, tokens: None,
+        add_tokens: Callable[[str, int], None] = lambda principal, tokens: None,
     ) -> None:
         self.store = store
-        self._live_runs = LiveRuns(store, chains, times, spent)
+        self._live_runs = LiveRuns(store, chains, times, add_tokens)
         self._journal = self._live_runs.journal
         self.admission = Admission(store, chains, times, self._live_runs, self.cancel_any)
         self.conversations = Conversations(store, self.cancel_any, self._live_runs.forget)

@@ -58,7 +58,7 @@ class Quotas:
                 raise TooManyRequests("You have used all tokens of today.", retry_after=left)
         self._starts.hit(principal, address)
 
-    def spent(self, principal: str, tokens: int) -> None:
+    def add_tokens(self, principal: str, tokens: int) -> None:
         """Add tokens to what the principal has used today. Raises StoreError."""
         if self._settings.daily_tokens and tokens > 0:
             # Two days: the counter may begin at any hour, and is read until midnight.
