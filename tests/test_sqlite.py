@@ -1,4 +1,4 @@
-"""What the SQLite store alone can do: several processes, locks, a writer that is killed."""
+"""Tests of the SQLite store only: several processes, locks, killed writers, old formats."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def store(path: Path) -> Iterator[SqliteStore]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """While this lasts nobody can write."""
+    """Lock the file for writing."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -53,7 +53,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def script(text: str, *arguments: object) -> subprocess.Popen[str]:
-    """A process of its own that runs `text`."""
+    """Run Python code in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-c", text, *map(str, arguments)],
         cwd=ROOT,
@@ -73,35 +73,35 @@ def output(text: str, *arguments: object) -> str:
 
 
 def work(path: Path, shared: Run, lost: int, at: float) -> tuple[bool, list[str], list[str]]:
-    """One of several processes that do everything at once, from opening the file on."""
+    """Use the store as one of several concurrent processes, from opening the file on."""
     time.sleep(max(0, at - time.time()))
     store = SqliteStore(path)
     me = new_id()
     created = store.create(shared, me, 60) is None
     runs = [started(store, me) for _ in range(10)]
-    adopted: list[str] = []
+    taken: list[str] = []
     for after in range(30):
         assert all(store.append([batch(run, after, lease_token=me) for run in runs]))
-        adopted += [run.id for run in store.take_over(me, 60, lost)]
+        taken += [run.id for run in store.take_over(me, 60, lost)]
     assert all(store.append([ending(run, 30, lease_token=me) for run in runs]))
     store.close()
-    return created, [run.id for run in runs], adopted
+    return created, [run.id for run in runs], taken
 
 
 def test_processes_share_a_file(path: Path) -> None:
     shared = new_run()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(PROCESSES, context) as pool:
-        list(pool.map(time.sleep, [0.1] * PROCESSES))  # until they are up
+        list(pool.map(time.sleep, [0.1] * PROCESSES))  # lets the processes start
         at = time.time() + 0.3
         done = [pool.submit(work, path, shared, 3, at) for _ in range(PROCESSES)]
-        with closing(SqliteStore(path)) as store:  # it makes the file as early as they do
+        with closing(SqliteStore(path)) as store:  # created at the same time as by the processes
             lost = [started(store, lease=0.001) for _ in range(20)]
             results = [each.result(60) for each in done]
             assert [created for created, _, _ in results].count(True) == 1
-            adopted = [run for _, _, runs in results for run in runs]
-            assert len(adopted) == len(set(adopted))
-            assert set(adopted) <= {run.id for run in lost}
+            taken = [run for _, _, runs in results for run in runs]
+            assert len(taken) == len(set(taken))
+            assert set(taken) <= {run.id for run in lost}
             for run in (run for _, runs, _ in results for run in runs):
                 there = store.get(run)
                 assert there is not None
@@ -165,10 +165,10 @@ while True:
     assert there.seq in (stored[-1], stored[-1] + 3)
     assert whole(store, there, 100) == events(0, there.seq)
     until = time.monotonic() + 20
-    while not (adopted := store.take_over("you", 60, 10)):
+    while not (taken := store.take_over("you", 60, 10)):
         assert time.monotonic() < until
         time.sleep(0.05)
-    assert [each.id for each in adopted] == [run]
+    assert [each.id for each in taken] == [run]
     assert store.append([ending(there, there.seq, lease_token="you")]) == [True]
 
 
@@ -189,7 +189,7 @@ def test_a_lock_delays_and_loses_nothing(path: Path, store: SqliteStore) -> None
     assert whole(store, run) == events(0, 5)
 
 
-def test_what_is_locked_for_writing_can_be_read(path: Path, store: SqliteStore) -> None:
+def test_a_file_locked_for_writing_can_be_read(path: Path, store: SqliteStore) -> None:
     run = started(store)
     store.append([batch(run, 0, 5)])
     with locked(path):
@@ -211,7 +211,7 @@ def test_a_lock_that_lasts_is_an_error_and_the_call_may_be_repeated(
         assert whole(store, run) == events(0, 1)
 
 
-def test_a_lock_stalls_no_other_greenlet(path: Path) -> None:
+def test_a_lock_does_not_block_other_greenlets(path: Path) -> None:
     said = output(
         """
 from gevent import monkey
@@ -313,7 +313,7 @@ def test_a_log_survives_its_store(path: Path) -> None:
         ),
     ],
 )
-def test_a_file_that_is_something_else_is_left_alone(
+def test_a_file_of_another_program_is_not_changed(
     tmp_path: Path, content: str, problem: str
 ) -> None:
     path = tmp_path / "theirs"
@@ -330,13 +330,13 @@ def test_a_file_that_is_something_else_is_left_alone(
 
 
 @pytest.mark.parametrize("place", ["", "file/log.db", "file/folder/log.db"])
-def test_a_place_where_no_file_can_be_is_named(tmp_path: Path, place: str) -> None:
+def test_a_path_that_cannot_be_created_is_named(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=str(tmp_path / place)):
         SqliteStore(tmp_path / place)
 
 
-def test_nobody_follows_and_the_file_is_left_in_peace(
+def test_without_watched_runs_the_file_is_not_polled(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
@@ -360,7 +360,7 @@ def test_format_and_application_are_what_the_file_says(path: Path, store: Sqlite
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-#: Every statement, and what it is given.
+#: Every statement with its values.
 STATEMENTS = {
     name: statement
     for name, statement in vars(sqlite_statements).items()
@@ -393,7 +393,7 @@ def test_live_runs_are_counted_among_live_runs_alone(path: Path, store: SqliteSt
         assert all("USING INDEX live_of (principal=?" in step for step in searches), searches
 
 
-def test_what_has_passed_does_not_pile_up(path: Path, store: SqliteStore) -> None:
+def test_expired_counters_and_claims_are_deleted(path: Path, store: SqliteStore) -> None:
     for number in range(50):
         store.count(f"count-{number}", 1, 0.001)
         store.claim(f"claim-{number}", "", 0.001)
@@ -406,7 +406,7 @@ def test_what_has_passed_does_not_pile_up(path: Path, store: SqliteStore) -> Non
     assert keys == {"count:kept"} | {f"claim:more-{number}" for number in range(20)}
 
 
-def test_what_is_forgotten_is_in_no_table(path: Path, store: SqliteStore) -> None:
+def test_a_deleted_conversation_is_in_no_table(path: Path, store: SqliteStore) -> None:
     run = started(store, principal="ann")
     store.append([batch(run, 0, 5)])
     assert store.delete_conversation("ann", run.conversation)
@@ -417,7 +417,7 @@ def test_what_is_forgotten_is_in_no_table(path: Path, store: SqliteStore) -> Non
 
 # An earlier format
 
-#: The tables of format 1, as they were.
+#: The tables of format 1.
 FORMAT_1 = """
 PRAGMA journal_mode = WAL;
 CREATE TABLE runs (
@@ -464,7 +464,7 @@ PRAGMA user_version = 1;
 
 
 def of_format_1(path: Path, runs: list[Run], lease_token: str = "me", lease: float = 60) -> None:
-    """A file as format 1 had it, where each run has said two words."""
+    """Create a file of format 1 whose runs have two events each."""
     path.parent.mkdir(exist_ok=True)
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(FORMAT_1)
@@ -485,13 +485,13 @@ def of_format_1(path: Path, runs: list[Run], lease_token: str = "me", lease: flo
         connection.commit()
 
 
-def test_a_file_of_format_1_is_brought_up_with_all_that_is_in_it(path: Path) -> None:
+def test_a_file_of_format_1_is_migrated_with_all_of_its_data(path: Path) -> None:
     first = new_run(created=1000.5, status="done", seq=2, input='{"question":"Why? \\u00c4"}')
     second = replace(first, id=new_id(), created=2000.25, input='{"question":"And then?"}')
     early = replace(first, id=new_id(), created=1500.0, input='{"question":"Between"}')
     anns = replace(second, id=new_id(), principal="ann", status="running")
     of_format_1(path, [second, first, early, anns])
-    for _ in range(2):  # and is no other the second time
+    for _ in range(2):  # the second time, nothing changes
         with closing(SqliteStore(path)) as store:
             id = first.conversation
             assert store.runs("", id) == [first, early, second]
@@ -501,7 +501,7 @@ def test_a_file_of_format_1_is_brought_up_with_all_that_is_in_it(path: Path) -> 
             ]
             assert whole(store, first) == events(0, 2)
             assert store.expired_principal("gone" * 8) == ""
-            # The lease_token that is at work goes on with its run, and everybody can have it end.
+            # The worker that holds the run can continue it, and any worker can cancel it.
             assert store.renew({anns.id: "me"}, 60) == {anns.id: LeaseState.YES}
     with closing(SqliteStore(path)) as store:
         assert store.append([ending(anns, 2)]) == [True]
@@ -523,7 +523,7 @@ def test_a_file_of_format_1_is_brought_up_with_all_that_is_in_it(path: Path) -> 
         ("no JSON", ""),
     ],
 )
-def test_a_conversation_of_format_1_is_called_by_its_question(
+def test_a_conversation_of_format_1_gets_its_question_as_title(
     path: Path, input: str, title: str
 ) -> None:
     run = new_run(input=input)
@@ -534,7 +534,7 @@ def test_a_conversation_of_format_1_is_called_by_its_question(
         assert found(store, run).input == input
 
 
-def test_workers_that_start_together_bring_up_a_file_once(path: Path) -> None:
+def test_workers_that_start_together_migrate_a_file_once(path: Path) -> None:
     runs = [new_run(created=1000.0 + number) for number in range(200)]
     of_format_1(path, runs)
     with ThreadPoolExecutor(8) as pool:
@@ -544,7 +544,7 @@ def test_workers_that_start_together_bring_up_a_file_once(path: Path) -> None:
         store.close()
 
 
-def test_a_file_that_cannot_be_brought_up_is_left_as_it_was(
+def test_a_file_that_cannot_be_migrated_is_not_changed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = new_run()
@@ -560,8 +560,8 @@ def test_a_file_that_cannot_be_brought_up_is_left_as_it_was(
         assert found(store, run).seq == 2
 
 
-def test_a_worker_of_an_earlier_format_that_is_still_there_writes_nothing(path: Path) -> None:
-    """Its leases run out: it must not add lines that have no times, nor hold a run as its own."""
+def test_a_running_worker_of_an_earlier_format_writes_nothing(path: Path) -> None:
+    """Its leases expire, so that it can neither write lines without times nor keep a run."""
     of_format_1(path, [run := new_run()])
     with closing(sqlite3.connect(path, isolation_level=None)) as old:
         assert old.execute("SELECT seq FROM logs WHERE id = ?", (run.id,)).fetchone() == (2,)
@@ -575,7 +575,7 @@ def test_a_worker_of_an_earlier_format_that_is_still_there_writes_nothing(path: 
             assert found(store, run).seq == 2
 
 
-#: What format 2 has that format 1 has not, as it was.
+#: The changes from format 1 to format 2.
 FORMAT_2 = """
 ALTER TABLE runs ADD COLUMN title TEXT NOT NULL DEFAULT '';
 ALTER TABLE expired ADD COLUMN principal TEXT NOT NULL DEFAULT '';
@@ -605,7 +605,7 @@ PRAGMA user_version = 2;
 """
 
 
-def test_a_file_of_format_2_is_brought_over_and_its_logs_are_read_without_times(path: Path) -> None:
+def test_a_file_of_format_2_is_migrated_and_its_logs_are_read_without_times(path: Path) -> None:
     done = new_run(created=1000.5, status="done", seq=2)
     live = new_run(created=2000.5, seq=2)
     of_format_1(path, [done, live])

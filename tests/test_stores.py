@@ -1,4 +1,4 @@
-"""What every store promises, told once and asked of each: see `flask_stream.stores.base`."""
+"""The contract of stores, tested with every store: see `flask_stream.stores.base`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Opener = Callable[[], Store]
 
 
 def _memory(request: pytest.FixtureRequest) -> Opener:
-    store = MemoryStore()  # one process: there is no other
+    store = MemoryStore()  # it exists in one process only
     return lambda: store
 
 
@@ -50,18 +50,18 @@ def _sqlite(request: pytest.FixtureRequest) -> Opener:
 
 def _redis(request: pytest.FixtureRequest) -> Opener:
     server: Valkey = request.getfixturevalue("_server")
-    prefix = f"{new_id()}:"  # whose data nobody else sees
+    prefix = f"{new_id()}:"  # keeps the data of tests apart
     return lambda: RedisStore(server.url, prefix=prefix)
 
 
-#: A store joins the suite here.
+#: The stores to test. Add a new one here.
 STORES: dict[str, Callable[[pytest.FixtureRequest], Opener]] = {
     "memory": _memory,
     "sqlite": _sqlite,
     "redis": _redis,
 }
 
-#: Seconds after which a promise that has no time limit counts as broken.
+#: Seconds to wait for something that has no time limit of its own.
 PATIENCE = 20.0
 
 
@@ -94,7 +94,7 @@ def store(_open: Opener) -> Store:
 
 @pytest.fixture
 def other(_open: Opener, store: Store) -> Store:
-    """A store on the same data, as another process has it."""
+    """A second store on the same data, as another process would have."""
     return _open()
 
 
@@ -128,22 +128,22 @@ def over(store: Store, run: Run, after: int = 0, lease_token: str = "me") -> Non
 
 
 def together(number: int, call: Callable[[int], object]) -> list[object]:
-    """What so many threads get, or are denied, that call at the same moment."""
+    """Call from several threads at once; return the results, or the CreateRefused they raise."""
     barrier = threading.Barrier(number)
 
     def one(which: int) -> object:
         barrier.wait()
         try:
             return call(which)
-        except CreateRefused as denied:
-            return denied
+        except CreateRefused as refused:
+            return refused
 
     with ThreadPoolExecutor(number) as pool:
         return list(pool.map(one, range(number)))
 
 
 def settled(what: Callable[[], object], wanted: object) -> None:
-    """Wait until something that takes its time is so."""
+    """Wait until a call returns the wanted value."""
     until = time.monotonic() + PATIENCE
     while what() != wanted:
         assert time.monotonic() < until, what()
@@ -168,15 +168,15 @@ def ending(run: Run, after: int, number: int = 1, lease_token: str = "me") -> Ba
 
 
 def whole(store: Store, run: Run, limit: int = 1000) -> list[Event]:
-    """The log, read page by page."""
+    """Read a log page by page."""
     log: list[Event] = []
     while page := store.read(run.id, len(log), limit):
         log += page
     return log
 
 
-def told(store: Store, news: News) -> bool:
-    """Whether the news comes."""
+def reported(store: Store, news: News) -> bool:
+    """Return whether the store reports this news in time."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         if news in store.news(0.5):
@@ -185,21 +185,21 @@ def told(store: Store, news: News) -> bool:
 
 
 def quiet(store: Store) -> list[News]:
-    """What else there is to tell, until nothing comes for a while."""
-    heard: list[News] = []
+    """Return all news that is left, until none has come for a while."""
+    received: list[News] = []
     while news := store.news(0.2):
-        heard += news
-    return heard
+        received += news
+    return received
 
 
 def found(store: Store, run: Run) -> Run:
-    there = store.get(run.id)
-    assert there is not None
-    return there
+    stored = store.get(run.id)
+    assert stored is not None
+    return stored
 
 
 def overdue(run: Run, store: Store) -> None:
-    """Wait until the lease of a run, made with next to none, has run out."""
+    """Wait until the very short lease of a run has expired."""
     time.sleep(0.05)
     assert found(store, run).live
 
@@ -218,7 +218,7 @@ def test_an_unknown_run_is_none_and_has_no_events(store: Store) -> None:
     assert store.expired_principal(new_id()) is None
 
 
-def test_of_fifty_who_create_a_run_one_does(store: Store, other: Store) -> None:
+def test_only_one_of_fifty_callers_creates_a_run(store: Store, other: Store) -> None:
     run = new_run()
     barrier = threading.Barrier(50)
 
@@ -232,17 +232,17 @@ def test_of_fifty_who_create_a_run_one_does(store: Store, other: Store) -> None:
     assert answers.count(run) == 49
 
 
-def test_whoever_created_a_run_may_ask_again(store: Store) -> None:
+def test_the_creator_of_a_run_may_repeat_the_call(store: Store) -> None:
     run = started(store)
     assert store.append([batch(run, 0)]) == [True]
     assert store.create(run, "me", 60) is None
     assert store.create(run, "you", 60) == replace(run, seq=1)
 
 
-# Terms
+# Conditions
 
 
-def test_a_principal_has_no_more_live_runs_than_it_may(store: Store, other: Store) -> None:
+def test_a_principal_has_a_limit_of_live_runs(store: Store, other: Store) -> None:
     conditions = Conditions(max_live_runs=2)
     first = started(store, conditions=conditions, principal="ann")
     second = started(other, conditions=conditions, principal="ann")
@@ -253,7 +253,7 @@ def test_a_principal_has_no_more_live_runs_than_it_may(store: Store, other: Stor
     assert store.get(third.id) is None
     assert store.conversation("ann", third.conversation) is None
     assert other.append([batch(third, 0)]) == [False]
-    started(store, conditions=conditions, principal="bob")  # who is somebody else
+    started(store, conditions=conditions, principal="bob")  # another principal
     over(other, first)
     assert store.create(third, "me", 60, conditions) is None
     with pytest.raises(TooManyLiveRuns):
@@ -263,18 +263,18 @@ def test_a_principal_has_no_more_live_runs_than_it_may(store: Store, other: Stor
     over(store, second)
 
 
-def test_the_end_of_a_run_makes_room_however_it_is_stored(store: Store) -> None:
+def test_the_end_of_a_run_frees_its_slot_however_it_is_stored(store: Store) -> None:
     runs = [started(store, principal="ann") for _ in range(3)]
     store.append([batch(runs[0], 0, 2), ending(runs[0], 2)])
     store.append([ending(run, 0) for run in runs[1:]])
-    store.append([ending(run, 0) for run in runs[1:]])  # which is nothing new
+    store.append([ending(run, 0) for run in runs[1:]])  # already stored
     alone = Conditions(max_live_runs=1)
     assert store.create(new_run(principal="ann"), "me", 60, alone) is None
     with pytest.raises(TooManyLiveRuns):
         store.create(new_run(principal="ann"), "me", 60, alone)
 
 
-def test_of_twenty_who_start_at_once_three_may(store: Store, other: Store) -> None:
+def test_three_of_twenty_concurrent_starts_are_admitted(store: Store, other: Store) -> None:
     conditions = Conditions(max_live_runs=3)
     runs = [new_run(principal="ann") for _ in range(20)]
     answers = together(
@@ -286,7 +286,9 @@ def test_of_twenty_who_start_at_once_three_may(store: Store, other: Store) -> No
     assert len(store.conversations("ann", 100)) == 3
 
 
-def test_a_run_may_have_to_be_alone_in_its_conversation(store: Store, other: Store) -> None:
+def test_a_run_may_have_to_be_the_only_live_one_of_its_conversation(
+    store: Store, other: Store
+) -> None:
     alone = Conditions(only_live_run=True)
     first = started(store, conditions=alone, principal="ann")
     again = new_run(principal="ann", conversation=first.conversation)
@@ -294,18 +296,18 @@ def test_a_run_may_have_to_be_alone_in_its_conversation(store: Store, other: Sto
         other.create(again, "me", 60, alone)
     assert busy.value.run == first.id
     assert store.get(again.id) is None
-    # One of another principal with the same id is another conversation.
+    # The same id of another principal is another conversation.
     started(other, conditions=alone, principal="bob", conversation=first.conversation)
     started(other, conditions=alone, principal="ann")
     over(store, first)
     assert other.create(again, "me", 60, alone) is None
-    assert other.create(replace(again, id=new_id()), "me", 60) is None  # has no such term
+    assert other.create(replace(again, id=new_id()), "me", 60) is None  # without this condition
     with pytest.raises(ConversationBusy) as busy:
         store.create(replace(again, id=new_id()), "me", 60, alone)
     assert busy.value.run != first.id
 
 
-def test_of_two_who_want_to_be_alone_one_is(store: Store, other: Store) -> None:
+def test_one_of_two_concurrent_runs_is_the_only_live_one(store: Store, other: Store) -> None:
     for _ in range(20):
         runs = [new_run(principal="ann")]
         runs.append(replace(runs[0], id=new_id()))
@@ -315,12 +317,12 @@ def test_of_two_who_want_to_be_alone_one_is(store: Store, other: Store) -> None:
                 runs[which], "me", 60, Conditions(only_live_run=True)
             ),
         )
-        (denied,) = (answer for answer in answers if answer is not None)
-        assert isinstance(denied, ConversationBusy)
-        assert denied.run == runs[answers.index(None)].id
+        (refused,) = (answer for answer in answers if answer is not None)
+        assert isinstance(refused, ConversationBusy)
+        assert refused.run == runs[answers.index(None)].id
 
 
-def test_busy_comes_before_full(store: Store) -> None:
+def test_conversation_busy_is_raised_before_too_many_live_runs(store: Store) -> None:
     conditions = Conditions(max_live_runs=1, only_live_run=True)
     run = started(store, conditions=conditions, principal="ann")
     with pytest.raises(ConversationBusy):
@@ -329,7 +331,7 @@ def test_busy_comes_before_full(store: Store) -> None:
         store.create(new_run(principal="ann"), "me", 60, conditions)
 
 
-def test_a_run_that_is_there_is_found_whatever_the_terms(store: Store, other: Store) -> None:
+def test_an_existing_run_is_returned_whatever_the_conditions(store: Store, other: Store) -> None:
     conditions = Conditions(max_live_runs=1, only_live_run=True)
     run = started(store, conditions=conditions, principal="ann")
     assert other.create(run, "you", 60, conditions) == run
@@ -340,7 +342,9 @@ def test_a_run_that_is_there_is_found_whatever_the_terms(store: Store, other: St
     assert store.create(run, "me", 60, conditions) is None
 
 
-def test_of_many_with_one_id_none_is_told_that_it_is_busy(store: Store, other: Store) -> None:
+def test_concurrent_calls_with_one_id_do_not_raise_conversation_busy(
+    store: Store, other: Store
+) -> None:
     run = new_run(principal="ann")
     answers = together(
         20,
@@ -352,7 +356,7 @@ def test_of_many_with_one_id_none_is_told_that_it_is_busy(store: Store, other: S
     assert answers.count(run) == 19
 
 
-def test_a_run_whose_worker_is_gone_counts_until_it_is_ended(store: Store, other: Store) -> None:
+def test_a_run_whose_worker_died_counts_until_it_is_ended(store: Store, other: Store) -> None:
     conditions = Conditions(max_live_runs=1, only_live_run=True)
     run = started(store, lease=0.001, conditions=conditions, principal="ann")
     overdue(run, store)
@@ -385,7 +389,7 @@ def test_a_call_stores_for_many_runs(store: Store) -> None:
     assert all(found(store, run).seq == 2 for run in runs)
 
 
-def test_nothing_to_store_is_no_trouble(store: Store) -> None:
+def test_an_empty_call_stores_nothing(store: Store) -> None:
     assert store.append([]) == []
     assert store.renew({}, 60) == {}
 
@@ -422,7 +426,7 @@ def test_a_repeated_call_stores_nothing_twice(store: Store, other: Store) -> Non
         pytest.param(lambda run: batch(new_run(), 0), id="no such run"),
     ],
 )
-def test_a_batch_that_does_not_belong_is_refused_whole(
+def test_a_batch_that_does_not_fit_is_refused_as_a_whole(
     store: Store, wrong: Callable[[Run], Batch]
 ) -> None:
     run = started(store)
@@ -440,7 +444,7 @@ def test_nothing_follows_an_end(store: Store) -> None:
     assert found(store, run) == replace(run, seq=2, status="done", ended=0)
 
 
-def test_a_refused_batch_keeps_no_other_from_being_stored(store: Store) -> None:
+def test_other_batches_are_stored_beside_a_refused_one(store: Store) -> None:
     runs = [started(store) for _ in range(5)]
     call = [batch(run, 0, 2) for run in runs]
     call[1] = batch(runs[1], 7)
@@ -489,7 +493,7 @@ def test_a_big_batch_is_read_page_by_page(store: Store) -> None:
         "%s {} ?1",
     ],
 )
-def test_data_comes_back_to_the_letter(store: Store, other: Store, text: str) -> None:
+def test_data_is_returned_unchanged(store: Store, other: Store, text: str) -> None:
     run = started(store)
     said = events(0, 2, text)
     assert store.append([Batch(run.id, "me", 0, said, None)]) == [True]
@@ -539,7 +543,7 @@ def test_a_run_remembers_when_it_began_and_ended_and_what_it_answered(
     assert other.create(run, "you", 60) == wanted
 
 
-def test_all_of_it_may_come_with_one_batch(store: Store) -> None:
+def test_one_batch_may_contain_all_of_it(store: Store) -> None:
     runs = [started(store) for _ in range(3)]
     ends = [
         ending(run, 0)._replace(started=n, first_chunk=n + 1, answer=f'"{n}"')
@@ -555,7 +559,7 @@ def ids(runs: list[Run]) -> list[str]:
     return [run.id for run in runs]
 
 
-def test_a_run_that_is_taken_over_keeps_what_is_known_of_it(store: Store, other: Store) -> None:
+def test_a_run_that_is_taken_over_keeps_its_times(store: Store, other: Store) -> None:
     run = started(store, lease=0.001)
     assert store.append([batch(run, 0)._replace(started=3, first_chunk=4)]) == [True]
     overdue(run, store)
@@ -569,18 +573,18 @@ def test_a_run_that_is_taken_over_keeps_what_is_known_of_it(store: Store, other:
 # Branches
 
 
-def test_a_branch_is_a_run_and_those_it_follows(store: Store, other: Store) -> None:
+def test_a_branch_is_a_run_and_its_ancestors(store: Store, other: Store) -> None:
     line: list[Run] = []
     for _ in range(8):
         line.insert(0, started(store, parent=line[0].id if line else None))
-    started(store, parent=line[2].id)  # which is on another branch
+    started(store, parent=line[2].id)  # on another branch
     assert other.branch(line[0].id, 100) == line
     assert other.branch(line[0].id, 3) == line[:3]
     assert other.branch(line[5].id, 3) == line[5:]
     assert other.branch(new_id(), 3) == []
 
 
-def test_a_branch_ends_where_a_run_is_gone(store: Store) -> None:
+def test_a_branch_ends_before_a_missing_run(store: Store) -> None:
     now = time.time()
     oldest, old = (started(store, created=now - age) for age in (200, 100))
     young = started(store, parent=old.id)
@@ -607,7 +611,7 @@ def test_the_newest_run_of_a_conversation_is_the_last_of_its_runs(
 # Leases
 
 
-def test_a_lease_is_renewed_by_its_owner_alone(store: Store, other: Store) -> None:
+def test_only_the_lease_token_renews_a_lease(store: Store, other: Store) -> None:
     run, ended = started(store), started(store)
     store.append([ending(ended, 0)])
     unknown = new_id()
@@ -623,7 +627,7 @@ def test_a_renewed_lease_keeps_the_run(store: Store, other: Store) -> None:
     assert other.take_over("you", 60, 10) == []
 
 
-def test_a_cancelled_run_says_so_when_it_is_renewed(store: Store, other: Store) -> None:
+def test_renewing_the_lease_of_a_cancelled_run_returns_cancel(store: Store, other: Store) -> None:
     run = started(store)
     other.cancel(run.id)
     other.cancel(run.id)
@@ -632,7 +636,7 @@ def test_a_cancelled_run_says_so_when_it_is_renewed(store: Store, other: Store) 
     assert store.append([batch(run, 0)]) == [True]
 
 
-def test_to_cancel_what_is_over_or_unknown_does_nothing(store: Store) -> None:
+def test_cancelling_an_ended_or_unknown_run_does_nothing(store: Store) -> None:
     run = started(store)
     store.append([ending(run, 0)])
     store.cancel(run.id)
@@ -640,7 +644,7 @@ def test_to_cancel_what_is_over_or_unknown_does_nothing(store: Store) -> None:
     assert found(store, run) == replace(run, seq=1, status="done", ended=0)
 
 
-def test_only_runs_whose_lease_ran_out_are_adopted(store: Store, other: Store) -> None:
+def test_only_runs_with_an_expired_lease_are_taken_over(store: Store, other: Store) -> None:
     lost, ended = started(store, lease=0.001), started(store, lease=0.001)
     started(store, lease=60)
     store.append([batch(lost, 0, 2), ending(ended, 0)])
@@ -650,7 +654,7 @@ def test_only_runs_whose_lease_ran_out_are_adopted(store: Store, other: Store) -
     assert store.take_over("me", 60, 10) == []
 
 
-def test_no_more_runs_are_adopted_than_asked_for(store: Store) -> None:
+def test_take_over_returns_at_most_limit_runs(store: Store) -> None:
     runs = [started(store, lease=0.001) for _ in range(5)]
     overdue(runs[-1], store)
     first, second = store.take_over("you", 60, 3), store.take_over("you", 60, 3)
@@ -658,41 +662,43 @@ def test_no_more_runs_are_adopted_than_asked_for(store: Store) -> None:
     assert {run.id for run in first + second} == {run.id for run in runs}
 
 
-def test_each_lost_run_is_adopted_by_one_of_many(store: Store, other: Store) -> None:
+def test_concurrent_calls_take_over_each_run_once(store: Store, other: Store) -> None:
     runs = [started(store, lease=0.001) for _ in range(40)]
     overdue(runs[-1], store)
     barrier = threading.Barrier(8)
 
     def take_over(number: int) -> list[str]:
         barrier.wait()
-        adopted: list[str] = []
+        taken: list[str] = []
         for _ in range(10):
             more = (store, other)[number % 2].take_over(f"lease_token-{number}", 60, 7)
-            adopted += [run.id for run in more]
-        return adopted
+            taken += [run.id for run in more]
+        return taken
 
     with ThreadPoolExecutor(8) as pool:
-        adopted = [run for runs in pool.map(take_over, range(8)) for run in runs]
-    assert sorted(adopted) == sorted(run.id for run in runs)
+        taken = [run for runs in pool.map(take_over, range(8)) for run in runs]
+    assert sorted(taken) == sorted(run.id for run in runs)
     assert {found(store, run).attempt for run in runs} == {2}
 
 
-def test_an_adopted_run_refuses_its_old_owner(store: Store, other: Store) -> None:
+def test_a_run_that_was_taken_over_refuses_the_old_lease_token(store: Store, other: Store) -> None:
     run = started(store, lease=0.001)
     store.append([batch(run, 0, 2)])
     overdue(run, store)
     assert len(other.take_over("you", 60, 1)) == 1
     assert store.renew({run.id: "me"}, 60) == {run.id: LeaseState.LOST}
     assert store.append([batch(run, 2)]) == [False]
-    assert store.append([batch(run, 0, 2)]) == [False]  # not even what it has stored already
+    assert store.append([batch(run, 0, 2)]) == [
+        False
+    ]  # not even a batch that it has already stored
     assert other.append([ending(run, 2, lease_token="you")]) == [True]
     assert len(whole(store, run)) == 3
 
 
-# Age
+# Purging
 
 
-def test_old_runs_go_whole_and_only_when_they_are_over(store: Store, other: Store) -> None:
+def test_only_ended_runs_are_purged_and_completely(store: Store, other: Store) -> None:
     now = time.time()
     old, young = started(store, created=now - 100), started(store, created=now - 10)
     live = started(store, created=now - 100)
@@ -703,12 +709,12 @@ def test_old_runs_go_whole_and_only_when_they_are_over(store: Store, other: Stor
     assert store.read(old.id, 0, 10) == []
     assert store.append([batch(old, 5)]) == [False]
     assert found(store, young).seq == found(store, live).seq == 1
-    # Expired is something else than unknown, and than there.
+    # An expired run differs from an unknown one and from an existing one.
     assert store.expired_principal(old.id) == ""
     assert {store.expired_principal(run) for run in (young.id, live.id, new_id())} == {None}
 
 
-def test_no_more_runs_are_removed_than_asked_for(store: Store) -> None:
+def test_purge_removes_at_most_limit_runs(store: Store) -> None:
     runs = [started(store, created=time.time() - 100) for _ in range(5)]
     store.append([ending(run, 0) for run in runs])
     assert [len(store.purge(50, 2)) for _ in range(4)] == [2, 2, 1, 0]
@@ -729,7 +735,7 @@ def test_a_conversation_begins_with_its_first_run(store: Store, other: Store) ->
         assert each.runs("ann", run.conversation) == [run]
 
 
-def test_where_there_is_no_conversation_there_is_nothing(store: Store) -> None:
+def test_an_unknown_conversation_is_none_and_has_no_runs(store: Store) -> None:
     started(store, principal="ann")
     unknown = new_id()
     assert store.conversation("ann", unknown) is None
@@ -751,7 +757,7 @@ def test_each_run_moves_its_conversation_and_leaves_its_title(store: Store, othe
     wanted = Conversation(first.conversation, "ann", "first", 1000.1, 1002.123456)
     assert store.conversation("ann", first.conversation) == wanted
     assert [each.title for each in store.conversations("ann", 10)] == ["first", "elsewhere"]
-    # A clock that is behind moves nothing back; nor does an end, or a call that is repeated.
+    # A slow clock, an end or a repeated call does not move `updated` back.
     third = started(other, conditions=Conditions(title="third"), created=1001.5, **known)
     over(store, first)
     assert store.create(second, "me", 60, Conditions(title="again")) is None
@@ -828,7 +834,7 @@ def pages(store: Store, principal: str, limit: int) -> list[Conversation]:
 def test_conversations_are_paged_without_a_gap_or_a_double(store: Store, limit: int) -> None:
     runs = []
     for number in range(24):
-        # Seven of one moment, then some of others that are very near.
+        # Seven at the same time, then some at times very close to each other.
         created = 1000.0 if number < 7 else 1000.0 + (number // 3) * 1e-6
         runs.append(started(store, principal="ann", created=created))
         started(store, principal="bob", created=created)
@@ -850,13 +856,13 @@ def test_a_page_follows_a_place_that_is_no_longer_there(store: Store) -> None:
     place = (first[-1].updated, first[-1].id)
     assert store.delete_conversation("ann", first[-1].id)
     assert [each.id for each in store.conversations("ann", 10, place)] == rest
-    # One that is updated goes to the front, and so is not seen again.
+    # An updated conversation moves to the front, so it is not listed again.
     started(store, principal="ann", conversation=rest[0], created=2000)
     assert [each.id for each in store.conversations("ann", 10, place)] == rest[1:]
     assert store.conversations("ann", 1)[0].id == rest[0]
 
 
-def test_what_is_forgotten_is_gone_without_a_trace(store: Store, other: Store) -> None:
+def test_a_deleted_conversation_leaves_nothing_behind(store: Store, other: Store) -> None:
     conversation = new_id()
     known: dict[str, Any] = {"principal": "ann", "conversation": conversation}
     ended, live = started(store, **known), started(store, **known)
@@ -873,7 +879,7 @@ def test_what_is_forgotten_is_gone_without_a_trace(store: Store, other: Store) -
         assert store.get(run.id) is None
         assert store.read(run.id, 0, 10) == []
         assert store.expired_principal(run.id) is None
-    # The lease_token of the live run finds that it has lost it.
+    # The worker that held the live run has lost its lease.
     assert store.append([batch(live, 3), batch(kept, 1)]) == [False, True]
     assert store.append([batch(live, 0, 3)]) == [False]
     assert store.append([ending(live, 3)]) == [False]
@@ -885,13 +891,13 @@ def test_what_is_forgotten_is_gone_without_a_trace(store: Store, other: Store) -
     assert store.get(live.id) is None
 
 
-def test_what_is_forgotten_is_not_live_and_not_adopted(store: Store, other: Store) -> None:
+def test_a_deleted_run_is_not_live_and_not_taken_over(store: Store, other: Store) -> None:
     conditions = Conditions(max_live_runs=1, only_live_run=True)
     run = started(store, lease=0.001, conditions=conditions, principal="ann")
     overdue(run, store)
     assert other.delete_conversation("ann", run.conversation)
     assert other.take_over("you", 60, 10) == []
-    # Even the same ids may be used again, and nothing of the old log is there.
+    # The same ids may be used again, without anything of the old log.
     assert other.create(run, "you", 60, conditions) is None
     assert other.get(run.id) == run
     assert other.read(run.id, 0, 10) == []
@@ -899,25 +905,25 @@ def test_what_is_forgotten_is_not_live_and_not_adopted(store: Store, other: Stor
     assert store.append([batch(run, 2)]) == [False]
 
 
-def test_whoever_watches_a_run_hears_that_it_is_forgotten(store: Store, other: Store) -> None:
+def test_the_deletion_of_a_watched_run_is_news(store: Store, other: Store) -> None:
     theirs, mine = started(other, principal="ann"), started(store, principal="ann")
     for run in (theirs, mine):
         store.watch(run.id)
-        assert told(store, News(run.id, cancel=False))
+        assert reported(store, News(run.id, cancel=False))
     quiet(store)
     assert other.delete_conversation("ann", theirs.conversation)
-    assert told(store, News(theirs.id, cancel=False))
+    assert reported(store, News(theirs.id, cancel=False))
     quiet(store)
     assert store.delete_conversation("ann", mine.conversation)
-    assert told(store, News(mine.id, cancel=False))
-    assert quiet(store) == []  # once is enough
-    # And of one that comes again.
+    assert reported(store, News(mine.id, cancel=False))
+    assert quiet(store) == []  # it is reported only once
+    # A new run with the same id is reported, too.
     assert other.create(theirs, "you", 60) is None
     assert other.append([batch(theirs, 0, lease_token="you")]) == [True]
-    assert told(store, News(theirs.id, cancel=False))
+    assert reported(store, News(theirs.id, cancel=False))
 
 
-def test_a_conversation_goes_with_its_last_run(store: Store, other: Store) -> None:
+def test_a_conversation_is_removed_with_its_last_run(store: Store, other: Store) -> None:
     now = time.time()
     known: dict[str, Any] = {"principal": "ann", "conversation": new_id()}
     oldest = started(store, conditions=Conditions(title="title"), created=now - 200, **known)
@@ -942,13 +948,13 @@ def test_a_conversation_goes_with_its_last_run(store: Store, other: Store) -> No
     assert store.runs("ann", oldest.conversation) == []
     assert {store.expired_principal(run.id) for run in (oldest, old, live)} == {"ann"}
     assert store.expired_principal(another.id) == "bob"
-    # The next run of that id begins a new one.
+    # The next run with that id begins a new conversation.
     started(store, conditions=Conditions(title="anew"), created=now, **known)
     again = store.conversation("ann", oldest.conversation)
     assert again == Conversation(oldest.conversation, "ann", "anew", now, now)
 
 
-# Small things that have a time to live
+# Counters and claims
 
 
 def test_a_counter_counts(store: Store, other: Store) -> None:
@@ -961,23 +967,23 @@ def test_a_counter_counts(store: Store, other: Store) -> None:
     assert store.count(new_id(), 1, 60) == 1
 
 
-def test_of_many_one_is_alone(store: Store, other: Store) -> None:
-    key, inside, most = new_id(), [], []
+def test_a_lock_is_held_by_one_caller_at_a_time(store: Store, other: Store) -> None:
+    key, inside, counts = new_id(), [], []
 
     def enter(which: int) -> None:
         with (store, other)[which % 2].lock(key, 20):
             inside.append(which)
-            most.append(len(inside))
+            counts.append(len(inside))
             time.sleep(0.01)
             inside.remove(which)
 
     together(8, enter)
-    assert most == [1] * 8
+    assert counts == [1] * 8
     with store.lock(key, 5), pytest.raises(TimeoutError), other.lock(key, 0.1):
         pass
 
 
-def test_of_counters_none_is_lost(store: Store, other: Store) -> None:
+def test_concurrent_counts_are_not_lost(store: Store, other: Store) -> None:
     key = new_id()
 
     def add(which: int) -> list[int]:
@@ -988,19 +994,19 @@ def test_of_counters_none_is_lost(store: Store, other: Store) -> None:
     assert sorted(seen) == list(range(1, 161))
 
 
-def test_a_counter_runs_out_and_begins_anew(store: Store) -> None:
+def test_a_counter_expires_and_starts_again(store: Store) -> None:
     key, kept = new_id(), new_id()
     begun = time.monotonic()
     assert store.count(kept, 1, 60) == 1
     assert store.count(key, 5, 1) == 5
-    assert store.count(key, 1, 60) == 6  # which gives it no more time
+    assert store.count(key, 1, 60) == 6  # does not extend its time
     settled(lambda: store.count(key, 0, 60), 0)
     assert time.monotonic() - begun > 0.9
     assert store.count(key, 2, 60) == 2
     assert store.count(kept, 1, 60) == 2
 
 
-def test_a_counter_that_ran_out_unread_begins_anew(store: Store) -> None:
+def test_a_counter_that_expired_unread_starts_again(store: Store) -> None:
     key = new_id()
     assert store.count(key, 5, 0.001) == 5
     time.sleep(0.05)
@@ -1022,18 +1028,18 @@ def test_a_key_is_claimed_once(store: Store, other: Store) -> None:
     assert store.claim(new_id(), "Ä😀 ''", 60) == "Ä😀 ''"
 
 
-def test_of_twenty_who_claim_a_key_one_has_it(store: Store, other: Store) -> None:
+def test_one_of_twenty_concurrent_claims_succeeds(store: Store, other: Store) -> None:
     key = new_id()
     answers = together(20, lambda n: (store, other)[n % 2].claim(key, f"claim-{n}", 60))
     assert len(set(answers)) == 1
     assert answers[0] in {f"claim-{n}" for n in range(20)}
 
 
-def test_a_claim_runs_out(store: Store, other: Store) -> None:
+def test_a_claim_expires(store: Store, other: Store) -> None:
     key = new_id()
     begun = time.monotonic()
     assert store.claim(key, "mine", 1) == "mine"
-    assert store.claim(key, "mine", 60) == "mine"  # which gives it no more time
+    assert store.claim(key, "mine", 60) == "mine"  # does not extend its time
     settled(lambda: other.claim(key, "theirs", 60), "theirs")
     assert time.monotonic() - begun > 0.9
     assert store.claim(key, "mine", 60) == "theirs"
@@ -1041,7 +1047,7 @@ def test_a_claim_runs_out(store: Store, other: Store) -> None:
     assert store.claim(key, "mine", 60) == "theirs"
 
 
-def test_a_key_that_was_disclaimed_has_all_its_time_again(store: Store) -> None:
+def test_a_released_key_can_be_claimed_for_its_full_time(store: Store) -> None:
     key, short = new_id(), new_id()
     assert store.claim(key, "first", 0.05) == "first"
     store.release_claim(key, "first")
@@ -1051,7 +1057,7 @@ def test_a_key_that_was_disclaimed_has_all_its_time_again(store: Store) -> None:
     assert store.claim(key, "third", 60) == "second"
 
 
-def test_counters_and_claims_of_one_name_are_two_things(store: Store) -> None:
+def test_a_counter_and_a_claim_may_have_the_same_key(store: Store) -> None:
     key = new_id()
     assert store.claim(key, "text", 60) == "text"
     assert store.count(key, 2, 60) == 2
@@ -1064,56 +1070,56 @@ def test_counters_and_claims_of_one_name_are_two_things(store: Store) -> None:
 def test_a_watched_run_is_news_even_if_nothing_happens(store: Store) -> None:
     run = started(store)
     store.watch(run.id)
-    assert told(store, News(run.id, cancel=False))
+    assert reported(store, News(run.id, cancel=False))
     store.watch(run.id)
-    assert told(store, News(run.id, cancel=False))
+    assert reported(store, News(run.id, cancel=False))
 
 
-def test_each_append_of_another_is_news(store: Store, other: Store) -> None:
+def test_each_append_of_another_store_is_news(store: Store, other: Store) -> None:
     run = started(other)
     store.watch(run.id)
-    assert told(store, News(run.id, cancel=False))
+    assert reported(store, News(run.id, cancel=False))
     quiet(store)
     for after in range(3):
         other.append([batch(run, after)])
-        assert told(store, News(run.id, cancel=False))
+        assert reported(store, News(run.id, cancel=False))
         assert len(store.read(run.id, 0, 10)) == after + 1
     other.append([ending(run, 3)])
-    assert told(store, News(run.id, cancel=False))
+    assert reported(store, News(run.id, cancel=False))
 
 
-def test_news_wakes_who_waits_for_it(store: Store, other: Store) -> None:
+def test_news_wakes_a_waiting_thread(store: Store, other: Store) -> None:
     run = started(other)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(told, store, News(run.id, cancel=False))
+        waiting = pool.submit(reported, store, News(run.id, cancel=False))
         time.sleep(0.05)
         store.watch(run.id)
         assert waiting.result(PATIENCE)
         quiet(store)
-        waiting = pool.submit(told, store, News(run.id, cancel=False))
+        waiting = pool.submit(reported, store, News(run.id, cancel=False))
         other.append([batch(run, 0)])
         assert waiting.result(PATIENCE)
 
 
-def test_nothing_is_told_of_what_nobody_watches(store: Store, other: Store) -> None:
+def test_unwatched_runs_are_not_reported(store: Store, other: Store) -> None:
     watched, never = started(other), started(other)
     store.watch(watched.id)
     other.append([batch(watched, 0), batch(never, 0)])
-    heard = {news.run for news in quiet(store)}
+    received = {news.run for news in quiet(store)}
     other.append([batch(watched, 1), batch(never, 1)])
-    assert told(store, News(watched.id, cancel=False))
-    heard |= {news.run for news in quiet(store)}
-    assert heard <= {watched.id}
+    assert reported(store, News(watched.id, cancel=False))
+    received |= {news.run for news in quiet(store)}
+    assert received <= {watched.id}
 
 
-def test_what_is_no_longer_watched_is_forgotten(store: Store, other: Store) -> None:
+def test_a_run_is_not_reported_after_unwatch(store: Store, other: Store) -> None:
     run = started(other)
     store.watch(run.id)
-    assert told(store, News(run.id, cancel=False))
+    assert reported(store, News(run.id, cancel=False))
     store.unwatch(run.id)
     store.unwatch(new_id())
     until = time.monotonic() + PATIENCE
-    for after in count():  # soon; what was under way may still come
+    for after in count():  # news that was under way may still come
         quiet(store)
         other.append([batch(run, after)])
         if not quiet(store):
@@ -1121,21 +1127,21 @@ def test_what_is_no_longer_watched_is_forgotten(store: Store, other: Store) -> N
         assert time.monotonic() < until
 
 
-def test_the_owner_hears_of_a_cancel(store: Store, other: Store) -> None:
+def test_a_cancel_is_news_for_the_worker_that_holds_the_run(store: Store, other: Store) -> None:
     mine, cancelled = started(store), started(store)
     other.cancel(cancelled.id)
-    assert told(store, News(cancelled.id, cancel=True))
+    assert reported(store, News(cancelled.id, cancel=True))
     assert not any(news.cancel for news in quiet(store))
     store.cancel(mine.id)
-    assert told(store, News(mine.id, cancel=True))
+    assert reported(store, News(mine.id, cancel=True))
 
 
-def test_whoever_adopted_a_run_hears_of_a_cancel(store: Store, other: Store) -> None:
+def test_a_cancel_is_news_for_the_worker_that_took_the_run_over(store: Store, other: Store) -> None:
     run = started(other, lease=0.001)
     overdue(run, other)
     assert len(store.take_over("me", 60, 1)) == 1
     other.cancel(run.id)
-    assert told(store, News(run.id, cancel=True))
+    assert reported(store, News(run.id, cancel=True))
 
 
 def test_waiting_for_news_ends(store: Store) -> None:
@@ -1145,11 +1151,11 @@ def test_waiting_for_news_ends(store: Store) -> None:
     assert store.news(0) == []
 
 
-# Anything, in any order
+# Random sequences of calls
 
 
 _WRITES = st.tuples(
-    st.sampled_from([0, 1]),  # which of two runs
+    st.sampled_from([0, 1]),  # the index of the run
     st.sampled_from(["next", "next", "end", "again", "foreign", "gap", "overlap"]),
     st.integers(1, 5),
     st.text(max_size=10),
@@ -1198,7 +1204,7 @@ class Model:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(calls=_CALLS)
-def test_a_log_is_what_was_stored_whatever_else_was_tried(
+def test_a_log_contains_exactly_what_was_stored(
     store: Store,
     other: Store,
     calls: list[list[tuple[int, str, int, str]] | tuple[int, int, int]],
@@ -1223,12 +1229,12 @@ def test_a_log_is_what_was_stored_whatever_else_was_tried(
 
 _STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["start", "start", "start", "end", "forget", "rename", "purge"]),
-        st.integers(0, 2),  # which conversation
+        st.sampled_from(["start", "start", "start", "end", "delete", "rename", "purge"]),
+        st.integers(0, 2),  # the index of the conversation
         st.sampled_from(["ann", ""]),
-        st.sampled_from([0, 0, 1, 2, 3]),  # how many live runs at most
-        st.booleans(),  # whether to be alone
-        st.integers(0, 3),  # when, and which run
+        st.sampled_from([0, 0, 1, 2, 3]),  # max_live_runs
+        st.booleans(),  # only_live_run
+        st.integers(0, 3),  # the time, and the index of the run
     ),
     max_size=30,
 )
@@ -1240,7 +1246,7 @@ _STEPS = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=_STEPS)
-def test_conversations_are_what_the_reference_says(
+def test_conversations_match_the_reference_store(
     store: Store, other: Store, steps: list[tuple[str, int, str, int, bool, int]]
 ) -> None:
     reference, mark, now = MemoryStore(), new_id(), time.time()
@@ -1250,8 +1256,8 @@ def test_conversations_are_what_the_reference_says(
     def attempt(one: Store, run: Run, conditions: Conditions) -> object:
         try:
             return one.create(run, "me", 60, conditions)
-        except CreateRefused as denied:
-            return type(denied)
+        except CreateRefused as refused:
+            return type(refused)
 
     for number, (step, which, who, most, alone, when) in enumerate(steps):
         turn, principal, id = (store, other)[number % 2], f"{who}{mark}", ids[which]
@@ -1269,7 +1275,7 @@ def test_conversations_are_what_the_reference_says(
             assert turn.rename_conversation(principal, id, title) == reference.rename_conversation(
                 principal, id, title
             )
-        elif step == "forget":
+        elif step == "delete":
             assert turn.delete_conversation(principal, id) == reference.delete_conversation(
                 principal, id
             )

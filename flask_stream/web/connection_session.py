@@ -1,4 +1,4 @@
-"""What one connection may do: start runs in conversations of its own, read them, stop them."""
+"""The sessions of connections, through which a client starts, reads and cancels runs."""
 
 from __future__ import annotations
 
@@ -24,112 +24,114 @@ _TEXTS = ("question", "message", "input")
 
 
 class AnyChainSession:
-    """One connection's, for any chain: a message names it, or it is the first that was added."""
+    """A session for all chains. A message names a chain, or the default one is used."""
 
-    def __init__(self, visitor: Caller, request: Request) -> None:
-        self._visitor = visitor
+    def __init__(self, caller: Caller, request: Request) -> None:
+        self._caller = caller
         self._request = request
-        self._desks: dict[str, ChainSession] = {}
-        self._any = ChainSession("", visitor)
+        self._sessions: dict[str, ChainSession] = {}
+        self._reading = ChainSession("", caller)  # reading needs no chain
 
     def check(self) -> None:
-        self._check(current_runs().admission.has_public_chain)
+        self._check_handshake(current_runs().admission.has_public_chain)
 
-    def _check(self, public: bool) -> None:
-        current_service().access.check_handshake(self._request, self._visitor, public=public)
+    def _check_handshake(self, public: bool) -> None:
+        current_service().access.check_handshake(self._request, self._caller, public=public)
 
     def start(self, message: Mapping[str, Any]) -> Run:
         rest = dict(message)
-        ticket = self._visitor.ticket
-        usual = (
+        ticket = self._caller.ticket
+        default = (
             next(iter(current_runs().admission.chain_names()), "")
             if ticket is None
             else ticket.ticket.chain
         )
-        chain = rest.pop("chain", usual)
+        chain = rest.pop("chain", default)
         if not isinstance(chain, str):
             raise BadRequest("chain is not text.", field="chain")
-        self._check(current_runs().admission.chain(chain).public)
-        return self._desks.setdefault(chain, ChainSession(chain, self._visitor)).start(rest)
+        self._check_handshake(current_runs().admission.chain(chain).public)
+        return self._sessions.setdefault(chain, ChainSession(chain, self._caller)).start(rest)
 
     def read(self, cursor: Cursor) -> LogReader | None:
-        return self._any.read(cursor)
+        return self._reading.read(cursor)
 
     def cancel(self, run: str) -> Run:
-        return self._any.cancel(run)
+        return self._reading.cancel(run)
 
 
 class ChainSession:
-    """One connection's: a question that names no conversation follows the one before.
+    """A session for one chain.
 
-    With a `run` of its own it stands beside the others instead.
+    A question that names no conversation continues the conversation of the question before. If it
+    names a `run`, it starts a conversation of its own instead.
     """
 
-    def __init__(self, chain: str, visitor: Caller) -> None:
+    def __init__(self, chain: str, caller: Caller) -> None:
         self._chain = chain
-        self._visitor = visitor
-        self._runs = current_runs()  # looked up here: a Stop is waited for in a thread of its own
-        self._own = new_id()
-        self._conversation = self._own
-        # Nobody's conversations are nobody's; but what was asked here is known here.
+        self._caller = caller
+        self._runs = current_runs()  # `cancel` runs in a thread without an app context
+        self._id = new_id()
+        self._conversation = self._id
+        # The newest run of each conversation. An anonymous client owns no conversations, so the
+        # store cannot look it up.
         self._newest: dict[str, str] = {}
 
     def check(self) -> None:
-        """Nothing: who has this desk was let in to its chain."""
+        """Do nothing: the handshake has already checked access to the chain."""
 
     def start(self, message: Mapping[str, Any]) -> Run:
-        said = validated(Message, message)
-        value = self._value(said)
-        conversation = self._named(said)
-        beside = said.run is not None and conversation is None
-        if conversation is None and not beside and said.parent is None:
+        fields = validated(Message, message)
+        value = self._input(fields)
+        conversation = self._conversation_of(fields)
+        separate = fields.run is not None and conversation is None
+        if conversation is None and not separate and fields.parent is None:
             conversation = self._conversation
-        parent = said.parent
-        if parent is None and "parent" not in said.model_fields_set:
+        parent = fields.parent
+        if parent is None and "parent" not in fields.model_fields_set:
             parent = NEWEST
-            if conversation is not None and is_anonymous(self._visitor.principal):
+            if conversation is not None and is_anonymous(self._caller.principal):
                 parent = self._newest.get(conversation, NEWEST)
         run, _ = start_run(
-            self._visitor,
+            self._caller,
             StartRequest(
                 self._chain,
                 value,
-                run=said.run,
+                run=fields.run,
                 conversation=conversation,
                 parent=parent,
-                multitask=said.multitask,
+                multitask=fields.multitask,
             ),
         )
-        if not beside:
+        if not separate:
             self._conversation = run.conversation
-            if is_anonymous(self._visitor.principal):
+            if is_anonymous(self._caller.principal):
                 self._newest[run.conversation] = run.id
         return run
 
-    def _value(self, said: Message) -> dict[str, Any]:
-        texts = [name for name in _TEXTS if name in said.model_fields_set]
-        resumes = "resume" in said.model_fields_set
-        if len(texts) + resumes != 1:
+    def _input(self, fields: Message) -> dict[str, Any]:
+        texts = [name for name in _TEXTS if name in fields.model_fields_set]
+        has_resume = "resume" in fields.model_fields_set
+        if len(texts) + has_resume != 1:
             raise BadRequest(f"Send one of {', '.join(_TEXTS)}, or resume.", field="question")
-        if resumes:
-            return resume_input(said.resume)
-        return question_input(self._chain, getattr(said, texts[0]), texts[0])
+        if has_resume:
+            return resume_input(fields.resume)
+        return question_input(self._chain, getattr(fields, texts[0]), texts[0])
 
-    def _named(self, said: Message) -> str | None:
-        if said.conversation is not None or said.session_id is None:
-            return said.conversation
-        session = f"session {said.session_id}"
-        if is_anonymous(self._visitor.principal):
-            if said.parent is not None:
-                return None  # it is that run's
-            # Others may have the same one, and no cookie either: it is this connection's alone.
-            session = f"{self._own} {session}"
+    def _conversation_of(self, fields: Message) -> str | None:
+        if fields.conversation is not None or fields.session_id is None:
+            return fields.conversation
+        session = f"session {fields.session_id}"
+        if is_anonymous(self._caller.principal):
+            if fields.parent is not None:
+                return None  # the conversation of the parent
+            # Other anonymous clients may send the same session_id and must not share it.
+            session = f"{self._id} {session}"
         return sha256(session.encode()).hexdigest()[:32]
 
     def read(self, cursor: Cursor) -> LogReader | None:
-        self._visitor.check_run(cursor.run)
-        return self._runs.read(cursor, self._visitor.principal)
+        self._caller.check_run(cursor.run)
+        return self._runs.read(cursor, self._caller.principal)
 
     def cancel(self, run: str) -> Run:
-        self._visitor.check_run(run)
-        return self._runs.cancel(run, STOP_WAIT, self._visitor.principal)
+        self._caller.check_run(run)
+        return self._runs.cancel(run, STOP_WAIT, self._caller.principal)
