@@ -23,7 +23,7 @@ from .ws import Ended, Socket
 SEPARATOR = "\x1e"
 OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = "0123456"
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR = "01234"
-Told = dict[str, Any]
+StreamEvent = dict[str, Any]
 
 
 class ConnectError(Exception):
@@ -35,7 +35,7 @@ class ConnectError(Exception):
         self.message: str = data["message"]
 
 
-class Spoken:
+class SocketIOClient:
     """A Socket.IO client over any transport of Engine.IO.
 
     `acks` contains the acknowledgements by their ids, and `packets` the packet of every event.
@@ -86,7 +86,7 @@ class Spoken:
         self.put(MESSAGE + EVENT + number + json.dumps([name, *data]))
         return self._last_ack
 
-    def hear(self, timeout: float = PATIENCE) -> tuple[str, Any]:
+    def next_event(self, timeout: float = PATIENCE) -> tuple[str, Any]:
         """Return the next event's name and data; keep acknowledgements before it in `acks`."""
         until = time.monotonic() + timeout
         while True:
@@ -104,11 +104,11 @@ class Spoken:
         digits = len(packet[1:]) - len(packet[1:].lstrip("0123456789"))
         (self.acks[int(packet[1 : 1 + digits])],) = json.loads(packet[1 + digits :])
 
-    def event(self, timeout: float = PATIENCE) -> Told:
+    def event(self, timeout: float = PATIENCE) -> StreamEvent:
         """Return the next `stream_…` event."""
-        return told(*self.hear(timeout))
+        return stream_event(*self.next_event(timeout))
 
-    def events(self, until: str = "end") -> list[Told]:
+    def events(self, until: str = "end") -> list[StreamEvent]:
         """Return all `stream_…` events up to the next one of this type."""
         found = [self.event()]
         while found[-1]["type"] != until:
@@ -136,7 +136,7 @@ class Spoken:
             return ended.code
 
 
-class Wire(Spoken):
+class Wire(SocketIOClient):
     """A session over WebSocket."""
 
     def __init__(
@@ -174,7 +174,7 @@ class Wire(Spoken):
         self.close()
 
 
-class Poll(Spoken):
+class Poll(SocketIOClient):
     """A session over long-polling."""
 
     def __init__(
@@ -186,7 +186,7 @@ class Poll(Spoken):
         self.waiting: list[str] = []
         answer = request("GET", self._path, headers=self._headers)
         if answer.status != 200:
-            raise Turned(answer)
+            raise SessionRefused(answer)
         self.headers = answer.headers
         self.session = opened(answer.body.decode())
         self._path += f"&sid={self.session['sid']}"
@@ -238,7 +238,7 @@ class Poll(Spoken):
         self.close()
 
 
-class Turned(Exception):
+class SessionRefused(Exception):
     """The server refused a session over long-polling."""
 
     def __init__(self, answer: Response) -> None:
@@ -254,7 +254,7 @@ def opened(packet: str) -> dict[str, Any]:
     return session
 
 
-def told(name: str, data: Any) -> Told:
+def stream_event(name: str, data: Any) -> StreamEvent:
     """Return a `stream_…` event with its id apart from its data."""
     assert name.startswith("stream_"), name
     data = dict(data)
@@ -279,7 +279,7 @@ class Client:
     ):
         self._reconnection = reconnection
         self._news = threading.Condition()
-        self.heard: list[tuple[str, Any]] = []
+        self.received: list[tuple[str, Any]] = []
         self.connects = 0
         self.disconnects: list[str] = []
         self._lost: list[Any] = []
@@ -294,7 +294,7 @@ class Client:
             reconnection_delay_max=0.2,
             handle_sigint=False,
         )
-        self.official.on("*", self._hear)
+        self.official.on("*", self._on_event)
         self.official.on("connect", self._connected)
         self.official.on("disconnect", self._disconnected)
         try:
@@ -305,9 +305,9 @@ class Client:
             self._close()
             raise
 
-    def _hear(self, name: str, *data: Any) -> None:
+    def _on_event(self, name: str, *data: Any) -> None:
         with self._news:
-            self.heard.append((name, data[0] if len(data) == 1 else data))
+            self.received.append((name, data[0] if len(data) == 1 else data))
             self._news.notify_all()
 
     def _connected(self) -> None:
@@ -315,7 +315,7 @@ class Client:
             self.connects += 1
             self._news.notify_all()
         if self.connects > 1:
-            run = next(data["run"] for name, data in self.heard if name == "stream_start")
+            run = next(data["run"] for name, data in self.received if name == "stream_start")
             places = {place for place, _ in self._places(run)}
             last = next(place for place in range(len(places) + 1) if place + 1 not in places)
             self.official.emit("stream_resume", {"after": f"{run}:{last}"})
@@ -332,7 +332,7 @@ class Client:
 
     def wait(self, condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
         with self._news:
-            assert self._news.wait_for(condition, timeout), self.heard[-5:]
+            assert self._news.wait_for(condition, timeout), self.received[-5:]
 
     def call(self, name: str, *data: Any) -> Any:
         """Send an event; return its acknowledgement."""
@@ -345,22 +345,22 @@ class Client:
         run: str = ack["run"]
         return run
 
-    def told(self, name: str) -> list[Any]:
+    def data_of(self, name: str) -> list[Any]:
         """Return the data of all events of this name."""
-        return [data for heard, data in list(self.heard) if heard == name]
+        return [data for each, data in list(self.received) if each == name]
 
-    def _places(self, run: str) -> list[tuple[int, Told]]:
+    def _places(self, run: str) -> list[tuple[int, StreamEvent]]:
         found = []
-        for name, data in list(self.heard):
+        for name, data in list(self.received):
             id = data.get("id") if isinstance(data, dict) else None
             if name.startswith("stream_") and id and id.startswith(f"{run}:"):
-                place = (int(id.rpartition(":")[2]), told(name, data))
+                place = (int(id.rpartition(":")[2]), stream_event(name, data))
                 # After events out of order, the client resumes before the last one it has.
                 if not self._reconnection or place not in found:
                     found.append(place)
         return sorted(found, key=lambda one: one[0])
 
-    def events(self, run: str, after: int = 0, least: int | None = None) -> list[Told]:
+    def events(self, run: str, after: int = 0, least: int | None = None) -> list[StreamEvent]:
         """Return a run's events after a seq, up to its end or at least `least` of them.
 
         Each event must have been received exactly once.

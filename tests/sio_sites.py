@@ -16,7 +16,7 @@ import pytest
 
 from .provider import Provider
 from .server import Server
-from .sio import Poll, Told, Wire
+from .sio import Poll, StreamEvent, Wire
 from .socketio_js import fetch
 from .test_websocket import run_of, wires
 
@@ -72,7 +72,7 @@ def two_of(provider: Provider, folder: Path, **settings: object) -> Iterator[lis
         yield list(pool.map(stack.enter_context, made))
 
 
-def as_told(events: list[Told]) -> list[Told]:
+def as_stream_events(events: list[StreamEvent]) -> list[StreamEvent]:
     """Return the events that Socket.IO has to send for a run's log."""
     run, full, found = run_of(events[0]), "", []
     for event in events:
@@ -98,8 +98,8 @@ def fresh(name: str = "r") -> str:
     return f"{name * 8}{random.randrange(10**20):020}"
 
 
-def asked(client: Any, message: Any) -> list[Told]:
+def asked(client: Any, message: Any) -> list[StreamEvent]:
     """Ask a question; return all events of the answer."""
     client.emit("stream_question", message)
-    events: list[Told] = client.events()
+    events: list[StreamEvent] = client.events()
     return events

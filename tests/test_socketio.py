@@ -28,8 +28,8 @@ from .chromium import CHROMIUM
 from .provider import Provider, Script
 from .proxy import Proxy
 from .server import Server, environment
-from .sio import Client, Told, Wire
-from .sio_sites import TRANSPORTS, Opened, as_told, either, fresh, transports
+from .sio import Client, StreamEvent, Wire
+from .sio_sites import TRANSPORTS, Opened, as_stream_events, either, fresh, transports
 from .socketio_js import NPM
 from .test_websocket import (
     BODY,
@@ -150,7 +150,7 @@ def test_the_official_client_is_told_a_run_by_its_log(
         assert [event["type"] for event in events[:2]] == ["start", "message_start"]
         assert events[0]["data"]["input"] == {"question": "What?"}
         assert places(events) == list(range(1, len(events) + 1))
-        assert events == as_told(log_of(site, run))
+        assert events == as_stream_events(log_of(site, run))
         assert events[-1]["data"] == {
             "full_response": "a b\n😀", "status": "done", "finish_reason": "stop", "run": run,
         }  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_failed_answer_is_an_error_and_no_end(site: Server, transports: list[s
     with Client(site.url, *transports) as client:
         run = client.ask({"chain": "broken", "question": "x"})
         events = client.events(run)
-        assert events == as_told(log_of(site, run))
+        assert events == as_stream_events(log_of(site, run))
         assert events[-1]["type"] == "error"
         assert events[-1]["data"] == {
             "error": "Something went wrong while answering.",
@@ -194,14 +194,14 @@ def test_a_failed_answer_is_an_error_and_no_end(site: Server, transports: list[s
             "run": run,
         }
         assert text_of(events) == "One "
-        assert client.told("stream_end") == []
+        assert client.data_of("stream_end") == []
 
 
 def test_what_events_call_their_id_is_named_apart(site: Server) -> None:
     with Client(site.url, "websocket") as client:
         run = client.ask({"chain": "all", "question": "x"})
         events = client.events(run)
-        assert events == as_told(log_of(site, run))
+        assert events == as_stream_events(log_of(site, run))
         data = {event["type"]: event["data"] for event in events}
         assert data["tool_call"]["tool_call_id"] == data["tool_result"]["tool_call_id"] == "call-1"
         assert data["tool_call"]["args"] == {"id": "inner"}
@@ -217,7 +217,7 @@ def test_runs_of_their_own_stand_side_by_side(
         name: Script([f"{name}{n} " for n in range(20)], stall=1) for name in ("a", "b", "c")
     }
     runs = {name: fresh(name) for name in ("a", "b", "c")}
-    events: dict[str, list[Told]] = {run: [] for run in runs.values()}
+    events: dict[str, list[StreamEvent]] = {run: [] for run in runs.values()}
     with opened(site.url) as client:
         client.connect()
         acks = [client.emit("stream_question", {"question": n, "run": r}) for n, r in runs.items()]
@@ -258,7 +258,7 @@ def test_a_new_question_waits_is_refused_or_interrupts(
 ) -> None:
     provider.scripts["one"] = Script(["a", "b"], stall=1)
 
-    def status(event: Told) -> tuple[str, Any]:
+    def status(event: StreamEvent) -> tuple[str, Any]:
         return event["type"], event["data"].get("status")
 
     with opened(site.url) as client:
@@ -322,7 +322,7 @@ def test_a_lost_connection_is_no_stop_and_a_new_one_resumes_exactly(
     site: Server, provider: Provider, opened: Opened, how: str
 ) -> None:
     provider.script = Script([f"word{n} " for n in range(30)], gated=True)
-    events: list[Told] = []
+    events: list[StreamEvent] = []
     packets: list[str] = []
     run = ""
     for step in range(6):
@@ -346,7 +346,7 @@ def test_a_lost_connection_is_no_stop_and_a_new_one_resumes_exactly(
                 events += client.events()
             packets += client.packets
     assert places(events) == list(range(1, len(events) + 1))
-    assert events == as_told(log_of(site, run))
+    assert events == as_stream_events(log_of(site, run))
     assert events[-1]["data"]["full_response"] == "".join(f"word{n} " for n in range(30))
     with opened(site.url) as client:
         client.connect()
@@ -512,10 +512,10 @@ def test_an_app_that_has_its_own_server_keeps_it(
         for names in ways:
             with Client(server.url, *names) as client:
                 assert client.call("shout", "hello") == "heard"
-                client.wait(lambda: client.told("shouted") == ["HELLO"])
+                client.wait(lambda: client.data_of("shouted") == ["HELLO"])
                 run = client.ask("What?")
                 events = client.events(run)
-                assert events == as_told(log_of(server, run))
+                assert events == as_stream_events(log_of(server, run))
                 # Its handlers run side by side: still it is one client, in one place.
                 runs = [fresh(name) for name in "abcd"]
                 for run in runs:

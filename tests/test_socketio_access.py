@@ -17,7 +17,7 @@ from . import people
 from .people import NOBODY, NOWHERE, Sent, bearer, sealed, session_of, token, users
 from .provider import Provider, Script
 from .server import Server, environment, gunicorn
-from .sio import CLOSE, Client, ConnectError, Poll, Turned, Wire
+from .sio import CLOSE, Client, ConnectError, Poll, SessionRefused, Wire
 from .sio_sites import TRANSPORTS, UPGRADE, Opened, asked, either, fresh, transports
 from .sse import request
 from .test_websocket import LISTED, OWN, left, run_of, wait_for, wires
@@ -57,7 +57,7 @@ def status_of(url: str, opened: Opened, headers: Sent = NOBODY) -> int:
     if opened is Poll:
         try:
             Poll(url, headers=headers).put(CLOSE)
-        except Turned as turned:
+        except SessionRefused as turned:
             return turned.status
         return 200
     answer = request(
@@ -323,7 +323,7 @@ def test_a_token_that_runs_out_ends_it(
         events = client.events("unauthorized")
         assert (events[-1]["id"], events[-1]["data"]["code"]) == (None, "unauthorized")
         with pytest.raises(Ended):
-            client.hear()
+            client.next_event()
         # Who does not go is let go, and is not told it again and again.
         began = time.monotonic()
         assert client.end() in (1000, 1006)
@@ -346,7 +346,7 @@ def test_who_is_revoked_starts_nothing_more(
         client.events(client.ask({"chain": "chat", "question": "one"}))
         closed.revoke(f"user:{name}")
         client.official.emit("stream_question", {"chain": "chat", "question": "two"})
-        client.wait(lambda: bool(client.told("stream_unauthorized")))
+        client.wait(lambda: bool(client.data_of("stream_unauthorized")))
         client.wait(lambda: bool(client.disconnects))
     assert [call.question for call in provider.calls] == ["one"]
 

@@ -18,7 +18,7 @@ from .people import NOWHERE
 from .provider import Provider, Script
 from .server import Server
 from .sio import CLOSE, Client, Poll, Wire
-from .sio_sites import UPGRADE, Opened, as_told, asked, either, fresh
+from .sio_sites import UPGRADE, Opened, as_stream_events, asked, either, fresh
 from .sse import request
 from .test_websocket import BODY, HEARTBEAT, WRITE, at_rest, left, log_of, memory, run_of, wait_for
 from .ws import BINARY, TEXT, Ended, places, text_of
@@ -341,7 +341,7 @@ def test_it_pings_and_lets_go_of_who_does_not_answer(quiet: Server) -> None:
         began = time.monotonic()
         ended = pool.submit(silent.end)
         with pytest.raises(TimeoutError):
-            there.hear(1.6 * WRITE)
+            there.next_event(1.6 * WRITE)
         assert ended.result() == 1000
         assert WRITE - 0.2 <= time.monotonic() - began < 2 * WRITE + HEARTBEAT + 1
         wait_for(lambda: left(quiet)["clients"] == 1)
@@ -357,7 +357,7 @@ def test_who_answers_pings_and_never_connects_is_let_go(quiet: Server) -> None:
         with ThreadPoolExecutor(2) as pool:
             ends = [pool.submit(one.end) for one in (never, no_more)]
             with pytest.raises(TimeoutError):
-                there.hear(1.6 * WRITE)
+                there.next_event(1.6 * WRITE)
             assert [end.result() for end in ends] == [1000, 1000]
         assert WRITE - 0.2 <= time.monotonic() - began < 2 * WRITE + HEARTBEAT + 1
         wait_for(lambda: left(quiet)["clients"] == 1)
@@ -369,7 +369,7 @@ def test_who_never_reads_is_let_go_and_resumes(quiet: Server) -> None:
         slow.emit("stream_question", {"chain": "much", "question": "2000"})
         run = run_of(slow.event())
         # Nothing is read, so no ping is answered; its run is not held up.
-        events = as_told(log_of(quiet, run))
+        events = as_stream_events(log_of(quiet, run))
         assert len(events) == 2003
         wait_for(lambda: left(quiet)["clients"] == 0)
         # What was on its way comes, whole, and why it is the last.
@@ -391,7 +391,7 @@ def test_who_never_polls_is_let_go_and_resumes(quiet: Server) -> None:
         before = memory(quiet)
         slow.emit("stream_question", {"chain": "much", "question": "2000", "run": run})
         # Its run is not held up.
-        events = as_told(log_of(quiet, run))
+        events = as_stream_events(log_of(quiet, run))
         wait_for(lambda: left(quiet)["clients"] == 0)
         assert memory(quiet) - before < 50_000_000
         people.refused(slow.get(), 400, "sid")
@@ -472,7 +472,7 @@ def test_a_flood_of_acknowledgements_comes_in_pieces_that_all_can_read(quiet: Se
         told: list[Any] = []
         for _ in range(100):
             client.official.emit("stream_question", {"colour": "red"}, callback=told.append)
-        client.wait(lambda: len(client.told("stream_error")) == 100)
+        client.wait(lambda: len(client.data_of("stream_error")) == 100)
         wait_for(lambda: len(told) == 100)
         assert client.disconnects == []
         assert {answer["field"] for answer in told} == {"colour"}

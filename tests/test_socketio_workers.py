@@ -15,7 +15,7 @@ from .provider import Provider, Script
 from .proxy import Proxy
 from .server import Server
 from .sio import Client, Poll, Wire
-from .sio_sites import TRANSPORTS, Opened, as_told, two_of
+from .sio_sites import TRANSPORTS, Opened, as_stream_events, two_of
 from .sse import request
 from .test_websocket import log_of, wait_for
 from .valkey import Valkey
@@ -111,7 +111,7 @@ def test_a_worker_that_leaves_sends_its_clients_away_and_they_go_on_elsewhere(
         provider.allow(15)
         whole = log_of(stays, run)
         for client in clients:
-            assert client.events(run) == as_told(whole)
+            assert client.events(run) == as_stream_events(whole)
         assert text_of(whole) == "".join(words)
         assert leaves.stop() == 0
     assert len(provider.calls) == 1
@@ -131,19 +131,19 @@ def test_with_valkey_an_apps_own_events_reach_the_clients_of_all_workers(
         there = stack.enter_context(Client(two.url, "polling"))
 
         def reaches() -> bool:
-            number = str(len(here.told("news")))
+            number = str(len(here.data_of("news")))
             assert request("POST", f"{one.url}/emit/news?text={number}").status == 200
-            here.wait(lambda: {"text": number} in here.told("news"))
-            return bool(there.told("news"))
+            here.wait(lambda: {"text": number} in here.data_of("news"))
+            return bool(there.data_of("news"))
 
         wait_for(reaches)
         for text in ("one", "two"):
             assert request("POST", f"{two.url}/emit/other?text={text}").status == 200
             for client in (here, there):
-                client.wait(lambda c=client, t=text: {"text": t} in c.told("other"))  # type: ignore[misc]
+                client.wait(lambda c=client, t=text: {"text": t} in c.data_of("other"))  # type: ignore[misc]
         # Each comes once.
-        assert sorted(said["text"] for said in here.told("other")) == ["one", "two"]
-        assert sorted(said["text"] for said in there.told("other")) == ["one", "two"]
+        assert sorted(said["text"] for said in here.data_of("other")) == ["one", "two"]
+        assert sorted(said["text"] for said in there.data_of("other")) == ["one", "two"]
         # A run of one is read on at the other.
         run = here.ask("What?")
         provider.allow()
