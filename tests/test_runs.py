@@ -644,7 +644,7 @@ def test_a_reader_of_what_is_removed_is_told(make: Make) -> None:
 
 def test_a_worker_that_goes_takes_over_nobodys_runs(make: Make, store: MoodyStore) -> None:
     leaving = make(lambda question: iter(["a"]), lease=1)
-    leaving._live_runs.begin()
+    leaving._live_runs.start_maintenance()
     leaving._live_runs.draining = True
     store.create(
         Run(new_id(), "chain", new_id(), None, "", json.dumps(QUESTION), time.time()), "dead", 0.1

@@ -188,7 +188,7 @@ class Admission:
     def _create(
         self, chain: Chain, run: Run, request: StartRequest, multitask: str
     ) -> tuple[Run, bool]:
-        self._live_runs.begin()
+        self._live_runs.start_maintenance()
         lease_token = new_id()
         conditions = CreateConditions(
             request.live_run_limit, only_live_run=True, title=title(request.value)

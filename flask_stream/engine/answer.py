@@ -65,7 +65,7 @@ class AnswerFold:
             parts.append(quote(value["content"])[1:-1])
 
     def json(self) -> str | None:
-        """Return the answer as a JSON string, or None if it cannot be told from these events."""
+        """Return the answer as a JSON string, or None if these events do not determine it."""
         if not self.complete:
             return None
         text = "\\n\\n".join(["".join(parts) for parts in self._messages.values()])

@@ -27,7 +27,8 @@ _STOP_TIMEOUT = 2.0
 class LiveRuns:
     """The live runs of this process.
 
-    `add_tokens` is called with a run's principal and tokens used. It may raise StoreError.
+    `add_tokens` is called with the principal and the tokens of each run that has ended. It may
+    raise StoreError.
     """
 
     def __init__(
@@ -54,14 +55,14 @@ class LiveRuns:
             times,
             self._runners,
             self._recovery.recover,
-            self._purged,
+            self._forget_purged,
             lambda: self.draining,
         )
 
     def __len__(self) -> int:
         return len(self._runners)
 
-    def begin(self) -> None:
+    def start_maintenance(self) -> None:
         """Start maintenance, which also takes over runs of dead workers. It may be called again."""
         self._maintenance.start()
 
@@ -87,7 +88,7 @@ class LiveRuns:
             runner.on_write_failure(failure)
 
         def ended(runner: Runner) -> None:
-            self._ended(run, runner, key)
+            self._finish(run, runner, key)
 
         log = self.journal.open(run, lease_token, fail)
         limits = self._times.limits
@@ -103,7 +104,7 @@ class LiveRuns:
             log.append(("reset", data), time.monotonic())
         runner.start()
 
-    def _ended(self, run: Run, runner: Runner, key: str | None) -> None:
+    def _finish(self, run: Run, runner: Runner, key: str | None) -> None:
         # The lease must be renewed until the end is stored.
         runner.log.settled.wait()
         tokens = runner.tokens
@@ -121,7 +122,7 @@ class LiveRuns:
             del self._runners[run.id]
         self.journal.release(runner.log)
 
-    def _purged(self, runs: list[PurgedRun]) -> None:
+    def _forget_purged(self, runs: list[PurgedRun]) -> None:
         """Let chains delete their state of conversations in which they have no runs left."""
         for run in set(runs):
             try:

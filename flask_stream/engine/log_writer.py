@@ -41,7 +41,7 @@ class LogWriter:
         "_created",
         "_done",
         "_end",
-        "_first_chunk",
+        "_first_chunk_recorded",
         "_lock",
         "_on_failure",
         "_pending",
@@ -83,7 +83,7 @@ class LogWriter:
         self._created = time.monotonic() - max(0.0, time.time() - run.created)
         self._started: int | None = None
         self._start_recorded = run.started is not None
-        self._first_chunk = run.first_chunk is not None
+        self._first_chunk_recorded = run.first_chunk is not None
         # This process does not know the events that another worker has written.
         self._answer = AnswerFold(complete=run.seq == 0)
         self._queued = False
@@ -162,7 +162,7 @@ class LogWriter:
             status = None if end is None else end[0]
             self._batch = Batch(
                 *(self.run, self.lease_token, self.committed, events, status, self._started),
-                None if self._first_chunk else self._find_first_chunk(events),
+                None if self._first_chunk_recorded else self._find_first_chunk(events),
                 None if end is None else self._answer.json(),
             )
             self._started = None
@@ -171,7 +171,7 @@ class LogWriter:
     def _find_first_chunk(self, events: list[Event]) -> int | None:
         for event in events:
             if event.type == "chunk":
-                self._first_chunk = True
+                self._first_chunk_recorded = True
                 return event.at
         return None
 

@@ -56,7 +56,7 @@ class RunTimes:
 class Maintenance:
     """Maintains the runs in `runners`.
 
-    Calls `recover` with runs that it has taken over and their lease token, and `purged` with runs
+    Calls `recover` with runs that it has taken over and their lease token, and `on_purge` with runs
     that it has removed. While `draining` returns true, it takes over no runs.
     """
 
@@ -67,7 +67,7 @@ class Maintenance:
         times: RunTimes,
         runners: dict[str, Runner],
         recover: Callable[[list[Run], str], None],
-        purged: Callable[[list[PurgedRun]], None],
+        on_purge: Callable[[list[PurgedRun]], None],
         draining: Callable[[], bool],
     ) -> None:
         self._store = store
@@ -75,7 +75,7 @@ class Maintenance:
         self._times = times
         self._runners = runners
         self._recover = recover
-        self._purged = purged
+        self._on_purge = on_purge
         self._draining = draining
         self._lock = threading.Lock()
         self._loops: list[Periodic] = []
@@ -122,7 +122,7 @@ class Maintenance:
         if removed:
             # On a thread, because this one has leases to renew.
             threading.Thread(
-                target=self._purged, args=(removed,), name="purge", daemon=True
+                target=self._on_purge, args=(removed,), name="purge", daemon=True
             ).start()
 
     def _take_over(self) -> None:

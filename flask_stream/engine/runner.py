@@ -96,7 +96,7 @@ class Runner:
 
     def start(self) -> None:
         """Start the task that calls the chain."""
-        with self._lock:  # the task may begin before `_task` is set, which `stop` needs
+        with self._lock:  # the task may begin at once: `stop` must wait until `_task` is set
             self._task = tasks.start_task(self._main, name=f"run {self.log.run}")
 
     # In the run's own task

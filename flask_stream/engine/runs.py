@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 class Runs:
     """The runs of one service. `chains` may grow later.
 
-    `add_tokens` is called with a run's principal and tokens used. It may raise StoreError.
+    `add_tokens` is called with the principal and the tokens of each run that has ended. It may
+    raise StoreError.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Runs:
 
         Raises NotFound, Gone if the run was removed because of its age, or Unavailable.
         """
-        self._live_runs.begin()
+        self._live_runs.start_maintenance()
         with unavailable_on_store_error(f"run {run} cannot be read"):
             found = self.store.get(run) if is_id(run) else None
             if found is None:
@@ -116,8 +117,9 @@ class Runs:
 
         The caller has checked the principal's rights, or acts for the service itself.
         """
-        what, sentence = f"run {run.id} cannot be stopped", "The run cannot be stopped right now."
-        with unavailable_on_store_error(what, sentence):
+        with unavailable_on_store_error(
+            f"run {run.id} cannot be stopped", "The run cannot be stopped right now."
+        ):
             runner = self._live_runs.runner(run.id)
             if runner is not None:
                 runner.stop(StopReason.CANCELLED)
