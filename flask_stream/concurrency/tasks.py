@@ -47,13 +47,13 @@ class Task(Protocol):
 class TaskScope:
     """What belongs to one task, in all its greenlets and threads.
 
-    `tell` is a function with which each of them can add an event while the task itself waits for
+    `emit` is a function with which each of them can add an event while the task itself waits for
     them.
     """
 
     def __init__(self) -> None:
         self.interrupted = False
-        self.tell: Callable[[NewEvent], None] | None = None
+        self.emit: Callable[[NewEvent], None] | None = None
         self.noticed = -LEAVE
 
     def notice(self) -> None:

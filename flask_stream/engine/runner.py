@@ -147,7 +147,7 @@ class Runner:
 
     def _pump(self, input: Input) -> None:
         append, clock = self.log.append, time.monotonic
-        tasks.scope().tell = self._append_now
+        tasks.scope().emit = self._append_now
         slice = FIRST_SLICE
         next_yield = clock() + slice
         with closing(self._events(input)) as events:

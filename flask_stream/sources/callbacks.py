@@ -60,8 +60,8 @@ class RunCallbacks(BaseCallbackHandler):
                 return self._post(marker)
             except (RuntimeError, LookupError):
                 self._posted.pop(marker, None)
-        if self._scope.tell is not None:
-            return self._scope.tell(event)
+        if self._scope.emit is not None:
+            return self._scope.emit(event)
         return self.pending.append(event)
 
     def take_posted(self, marker: StreamMarker) -> Iterator[NewEvent]:
