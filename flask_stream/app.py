@@ -71,5 +71,5 @@ def create_app(**settings: Any) -> Flask:
     if find_spec("langchain") is not None:
         stream.add("agent", agent(model, own), refusal=lambda: tools_refusal(own))
     else:
-        logger.info("there is no agent: pip install 'flask-llm-stream[graph]'")
+        logger.info("the chain agent is not available: pip install 'flask-llm-stream[graph]'")
     return app
