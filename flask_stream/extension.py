@@ -165,6 +165,8 @@ class FlaskStream:
         `STREAM_RECHECK`. Raises StoreError, and ValueError for what can be no principal.
         """
         if not principal.startswith(("user:", "session:", "site:")):
-            raise ValueError(f"{principal!r} is not a principal: use user:<id>, session:<id> or site:<name>")
+            raise ValueError(
+                f"{principal!r} is not a principal: use user:<id>, session:<id> or site:<name>"
+            )
         service: Service = current_app.extensions["flask_stream"]
         service.access.revocation.revoke(principal)

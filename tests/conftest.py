@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -33,6 +34,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and services.starts_process(item):
             item.add_marker("service")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run two workers per core: most tests wait for a server, a lease or a deadline."""
+    return (
+        2 * len(os.sched_getaffinity(0)) if sys.platform == "linux" else 2 * (os.cpu_count() or 1)
+    )
 
 
 @pytest.hookimpl(wrapper=True)
