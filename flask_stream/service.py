@@ -23,7 +23,7 @@ from .engine.runs import Runs
 from .errors import ConfigError
 from .registry import dialects, is_redis, open_checkpoints, open_store
 from .security.access import Access
-from .transports.base import ConnectionLimits
+from .transports.base import ConnectionLimits, Transport
 from .transports.sse import SSETimings, SSETransport
 
 if TYPE_CHECKING:
@@ -50,10 +50,15 @@ class Service:
     socketio: SocketIOTransport | None
 
     @property
+    def transports(self) -> list[Transport]:
+        """Return the transports that are installed."""
+        found: tuple[Transport | None, ...] = (self.sse, self.websocket, self.socketio)
+        return [transport for transport in found if transport is not None]
+
+    @property
     def open_connections(self) -> int:
         """Return how many event streams, WebSockets and Socket.IO clients are open."""
-        transports = (self.sse, self.websocket, self.socketio)
-        return sum(transport.open for transport in transports if transport is not None)
+        return sum(transport.open for transport in self.transports)
 
     def drain(self, grace: float) -> None:
         """Refuse new runs, disconnect readers, and give live runs `grace` seconds to finish."""
@@ -62,10 +67,8 @@ class Service:
     def close(self) -> None:
         """End every run, thread and connection."""
         self.runs.close()
-        self.sse.close()
-        for transport in (self.websocket, self.socketio):
-            if transport is not None:
-                transport.close()
+        for transport in self.transports:
+            transport.close()
         self.checkpoints.close()
 
 
